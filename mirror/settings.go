@@ -1,0 +1,122 @@
+package mirror
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/periscope-mesh/periscope/policy"
+)
+
+// Settings is the gateway part of a policy: everything that changes without
+// new plugin code. Encode gives the text that travels.
+type Settings struct {
+	Gateway   string // the gateway's id, which the plugin puts into batches
+	PolicyID  string
+	PolicyRev string // the plan's revision
+	ShareRev  string
+	SharePPM  int // sampling probability in parts per million
+	Mode      policy.Mode
+	Match     []policy.Match
+	Exclude   []policy.Match
+	Always    []policy.Class
+	Request   policy.BodyLimit
+	Response  policy.BodyLimit
+	Mask      policy.Mask
+}
+
+// Encode writes the settings as the plugin reads them: a record a line, its
+// fields separated by tabs, bytes outside printable ASCII and % as %XX.
+//
+//	gateway ns/name          policy ns/name       rev R          share_rev R
+//	ppm N                    mode Off|Monitor     request N      response N
+//	match   (h|w|e|p)VALUE…  one record an entry: host, wildcard host's suffix,
+//	exclude (h|w|e|p)VALUE…  exact path, path prefix
+//	request_types T…         response_types T…    always C…
+//	mask_headers N…          mask_json NAME…      detect_cards
+func (s Settings) Encode() string {
+	var b strings.Builder
+	record(&b, "gateway", s.Gateway)
+	record(&b, "policy", s.PolicyID)
+	record(&b, "rev", s.PolicyRev)
+	record(&b, "share_rev", s.ShareRev)
+	record(&b, "mode", string(s.Mode))
+	record(&b, "ppm", strconv.Itoa(s.SharePPM))
+	for _, m := range s.Match {
+		record(&b, "match", matchFields(m)...)
+	}
+	for _, m := range s.Exclude {
+		record(&b, "exclude", matchFields(m)...)
+	}
+	record(&b, "always", asStrings(s.Always)...)
+	record(&b, "request", strconv.FormatInt(int64(s.Request.MaxBytes), 10))
+	record(&b, "request_types", s.Request.ContentTypes...)
+	record(&b, "response", strconv.FormatInt(int64(s.Response.MaxBytes), 10))
+	record(&b, "response_types", s.Response.ContentTypes...)
+	record(&b, "mask_headers", s.Mask.Headers...)
+	record(&b, "mask_json", lastNames(s.Mask.JSONPaths)...)
+	for _, d := range s.Mask.Detectors {
+		if d == policy.DetectorCreditCard {
+			b.WriteString("detect_cards\n")
+		}
+	}
+	return b.String()
+}
+
+func matchFields(m policy.Match) []string {
+	var out []string
+	for _, h := range m.Hosts {
+		if suffix, ok := strings.CutPrefix(h, "*."); ok {
+			out = append(out, "w."+suffix)
+		} else {
+			out = append(out, "h"+h)
+		}
+	}
+	for _, p := range m.Paths {
+		if p.Type == policy.PathExact {
+			out = append(out, "e"+p.Value)
+		} else {
+			out = append(out, "p"+p.Value)
+		}
+	}
+	return out
+}
+
+// lastNames gives each JSON path's last name: the plugin masks by name, at any
+// depth, so that a truncated or malformed body cannot slip through.
+func lastNames(paths []string) []string {
+	var out []string
+	for _, p := range paths {
+		name := p[strings.LastIndexByte(p, '.')+1:]
+		out = append(out, strings.TrimSuffix(name, "[*]"))
+	}
+	return out
+}
+
+func asStrings[T ~string](in []T) []string {
+	out := make([]string, len(in))
+	for i, v := range in {
+		out[i] = string(v)
+	}
+	return out
+}
+
+// record writes one line, or nothing when there is nothing to say, except for
+// an entry of match or exclude that matches everything.
+func record(b *strings.Builder, key string, fields ...string) {
+	if len(fields) == 0 && key != "match" && key != "exclude" {
+		return
+	}
+	b.WriteString(key)
+	for _, f := range fields {
+		b.WriteByte('\t')
+		for i := range len(f) {
+			if c := f[i]; c <= ' ' || c >= 0x7f || c == '%' {
+				fmt.Fprintf(b, "%%%02X", c)
+			} else {
+				b.WriteByte(c)
+			}
+		}
+	}
+	b.WriteByte('\n')
+}
