@@ -1,0 +1,330 @@
+package ingest_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/node/ingest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func exchange(n uint64, body []byte) *event.Event {
+	return &event.Event{N: n, Policy: "default/default", SharePPM: 1e6, Request: event.Message{
+		Headers: []event.Field{{Name: []byte(":method"), Value: []byte("POST")}, {Name: []byte(":path"), Value: []byte("/")}},
+		Body:    body, BodyBytes: uint64(len(body)),
+	}}
+}
+
+func batch(events ...*event.Event) []byte {
+	b := event.AppendHeader(nil, &event.Header{Version: event.Version, Gateway: "ns/gw", VM: "vm", Seq: 1})
+	for _, e := range events {
+		b = event.Append(b, e)
+	}
+	return b
+}
+
+type rig struct {
+	ring    *ingest.Ring
+	handler *ingest.Handler
+	reg     *prometheus.Registry
+}
+
+func newRig(t *testing.T, change func(*ingest.Config)) rig {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	cfg := ingest.Config{Ring: ingest.NewRing(4, 1<<20), Authenticator: ingest.Trusting{}, Registerer: reg, MaxBatchBytes: 256 << 10, MaxBodyBytes: 512 << 10}
+	if change != nil {
+		change(&cfg)
+	}
+	h, err := ingest.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rig{cfg.Ring, h, reg}
+}
+
+func (r rig) post(body io.Reader, change func(*http.Request)) *httptest.ResponseRecorder {
+	req := httptest.NewRequest(http.MethodPost, ingest.Path, body)
+	req.Header.Set("Content-Type", event.ContentType)
+	if change != nil {
+		change(req)
+	}
+	w := httptest.NewRecorder()
+	r.handler.ServeHTTP(w, req)
+	return w
+}
+
+func TestAccepted(t *testing.T) {
+	r := newRig(t, nil)
+	w := r.post(bytes.NewReader(batch(exchange(1, nil), exchange(2, []byte("x")))), nil)
+	if w.Code != http.StatusAccepted || !strings.Contains(w.Body.String(), `"accepted":2`) {
+		t.Fatalf("got %d %s", w.Code, w.Body)
+	}
+	for want := uint64(1); want <= 2; want++ {
+		x, ok := r.ring.Pop(t.Context())
+		if !ok || x.Event.N != want || x.Gateway != "ns/gw" || x.Header.VM != "vm" {
+			t.Errorf("popped %+v, want n=%d", x, want)
+		}
+		x.Done()
+	}
+	if n := r.ring.Bytes(); n != 0 {
+		t.Errorf("%d bytes are still charged", n)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	good := batch(exchange(1, nil))
+	for name, tc := range map[string]struct {
+		body   io.Reader
+		change func(*http.Request)
+		status int
+		reason string
+	}{
+		"truncated":                 {bytes.NewReader(good[:10]), nil, 400, "truncated"},
+		"not MessagePack":           {strings.NewReader("<xml/>"), nil, 400, "not_msgpack"},
+		"unknown version":           {bytes.NewReader(event.AppendHeader(nil, &event.Header{Version: 77, VM: "x"})), nil, 400, "version"},
+		"empty":                     {strings.NewReader(""), nil, 400, "truncated"},
+		"content type":              {bytes.NewReader(good), func(r *http.Request) { r.Header.Set("Content-Type", "application/json") }, 415, "request"},
+		"no content type":           {bytes.NewReader(good), func(r *http.Request) { r.Header.Del("Content-Type") }, 415, "request"},
+		"method":                    {bytes.NewReader(good), func(r *http.Request) { r.Method = http.MethodPut }, 405, "request"},
+		"path":                      {bytes.NewReader(good), func(r *http.Request) { r.URL.Path = "/" }, 404, "request"},
+		"oversized":                 {bytes.NewReader(make([]byte, 300<<10)), nil, 413, "too_large"},
+		"oversized, length unknown": {io.LimitReader(zeros{}, 300<<10), func(r *http.Request) { r.ContentLength = -1 }, 413, "too_large"},
+		"shorter than it says":      {bytes.NewReader(good), func(r *http.Request) { r.ContentLength = int64(len(good)) + 1 }, 400, "read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, nil)
+			w := r.post(tc.body, tc.change)
+			if w.Code != tc.status {
+				t.Errorf("status %d %s, want %d", w.Code, w.Body, tc.status)
+			}
+			if got := counter(t, r.reg, "periscope_ingest_refused_batches_total", tc.reason); got != 1 {
+				t.Errorf("counted %v for %s, want 1", got, tc.reason)
+			}
+			if r.ring.Len() != 0 || r.ring.Bytes() != 0 {
+				t.Error("something was queued")
+			}
+		})
+	}
+}
+
+// zeros never ends.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// counter finds a series by its only label's value.
+func counter(t *testing.T, reg *prometheus.Registry, name, label string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && len(m.GetLabel()) == 1 && m.GetLabel()[0].GetValue() == label {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	t.Fatalf("no series %s{%s}", name, label)
+	return 0
+}
+
+func TestBadEventKeepsNeighbours(t *testing.T) {
+	r := newRig(t, nil)
+	body := append(batch(exchange(1, nil)), 0xc6, 0, 0, 0, 1, 0xc0)
+	body = event.Append(body, exchange(3, nil))
+	w := r.post(bytes.NewReader(body), nil)
+	var a struct {
+		Accepted int
+		Rejected []struct {
+			Index  int
+			Reason string
+		}
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &a); err != nil {
+		t.Fatal(err)
+	}
+	if w.Code != 400 || a.Accepted != 2 || len(a.Rejected) != 1 || a.Rejected[0].Index != 1 || a.Rejected[0].Reason != "not_msgpack" {
+		t.Errorf("got %d %s", w.Code, w.Body)
+	}
+	if r.ring.Len() != 2 {
+		t.Errorf("%d neighbours queued, want 2", r.ring.Len())
+	}
+}
+
+func TestFullRingDropsAndCounts(t *testing.T) {
+	r := newRig(t, nil)
+	var events []*event.Event
+	for n := range uint64(6) {
+		events = append(events, exchange(n, nil))
+	}
+	w := r.post(bytes.NewReader(batch(events...)), nil)
+	if w.Code != 202 || !strings.Contains(w.Body.String(), `"accepted":4,"dropped":2`) {
+		t.Fatalf("got %d %s", w.Code, w.Body)
+	}
+	if got := counter(t, r.reg, "periscope_ingest_events_total", "dropped_ring_full"); got != 2 {
+		t.Errorf("counted %v drops", got)
+	}
+	if w := r.post(bytes.NewReader(batch(exchange(9, nil))), nil); !strings.Contains(w.Body.String(), `"accepted":0,"dropped":1`) {
+		t.Errorf("got %s", w.Body)
+	}
+	for range 4 {
+		x, _ := r.ring.Pop(t.Context())
+		x.Done()
+	}
+	if r.ring.Bytes() != 0 {
+		t.Errorf("%d bytes leaked", r.ring.Bytes())
+	}
+}
+
+func TestRingBoundsBytes(t *testing.T) {
+	r := newRig(t, func(c *ingest.Config) { c.Ring = ingest.NewRing(100, 100<<10) })
+	big := batch(exchange(1, make([]byte, 60<<10)))
+	r.post(bytes.NewReader(big), nil)
+	if w := r.post(bytes.NewReader(big), nil); !strings.Contains(w.Body.String(), `"accepted":0,"dropped":1`) {
+		t.Errorf("got %s", w.Body)
+	}
+	x, _ := r.ring.Pop(t.Context())
+	x.Done()
+	if w := r.post(bytes.NewReader(big), nil); !strings.Contains(w.Body.String(), `"accepted":1`) {
+		t.Errorf("after it was freed: %s", w.Body)
+	}
+}
+
+func TestBusy(t *testing.T) {
+	r := newRig(t, nil) // room for two bodies of the largest size
+	pr, pw := io.Pipe()
+	done := make(chan int, 2)
+	for range 2 {
+		go func() {
+			done <- r.post(pr, func(q *http.Request) { q.ContentLength = -1 }).Code
+		}()
+	}
+	// Both are being read once both have taken a byte.
+	for range 2 {
+		if _, err := pw.Write([]byte{0x80}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		w := r.post(bytes.NewReader(batch(exchange(1, nil))), nil)
+		if w.Code == http.StatusServiceUnavailable {
+			if w.Header().Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("never busy")
+		}
+		runtime.Gosched()
+	}
+	pw.Close()
+	<-done
+	<-done
+}
+
+type refusing struct{}
+
+func (refusing) Authenticate(*http.Request, string) (string, error) { return "", errors.New("no") }
+func (refusing) String() string                                     { return "refusing" }
+
+func TestAuthentication(t *testing.T) {
+	r := newRig(t, func(c *ingest.Config) { c.Authenticator = refusing{} })
+	if w := r.post(bytes.NewReader(batch(exchange(1, nil))), nil); w.Code != http.StatusUnauthorized || r.ring.Len() != 0 {
+		t.Errorf("got %d", w.Code)
+	}
+}
+
+func TestListenRefusesNonLoopback(t *testing.T) {
+	for _, addr := range []string{"0.0.0.0:0", "[::]:0", ":0", "example.com:0", "nonsense"} {
+		if l, err := ingest.Listen(t.Context(), addr, false); err == nil {
+			l.Close()
+			t.Errorf("%s was opened", addr)
+		}
+	}
+	l, err := ingest.Listen(t.Context(), "0.0.0.0:0", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+// A 100 MiB body over a real connection is refused without being held.
+func TestServeHugeBody(t *testing.T) {
+	r := newRig(t, nil)
+	l, err := ingest.Listen(t.Context(), "127.0.0.1:0", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- ingest.Serve(ctx, l, r.handler, slog.New(slog.DiscardHandler)) }()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: node\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n", ingest.Path, event.ContentType)
+	chunk := append(append([]byte("100000\r\n"), make([]byte, 1<<20)...), "\r\n"...)
+	for range 100 {
+		if _, err := conn.Write(chunk); err != nil {
+			break // the node has closed the connection
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 8<<20 {
+		t.Errorf("allocated %d MiB for a body that is over the limit of 256 KiB", grown>>20)
+	}
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkIngest(b *testing.B) {
+	ring := ingest.NewRing(64, 64<<20)
+	h, err := ingest.New(ingest.Config{Ring: ring, Authenticator: ingest.Trusting{}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	var events []*event.Event
+	for n := range uint64(32) {
+		events = append(events, exchange(n, make([]byte, 1024)))
+	}
+	body := batch(events...)
+	b.ReportAllocs()
+	for b.Loop() {
+		req := httptest.NewRequest(http.MethodPost, ingest.Path, bytes.NewReader(body))
+		req.Header.Set("Content-Type", event.ContentType)
+		h.ServeHTTP(httptest.NewRecorder(), req)
+		for range 32 {
+			x, _ := ring.Pop(b.Context())
+			x.Done()
+		}
+	}
+	b.ReportMetric(float64(b.N)*32/b.Elapsed().Seconds(), "events/s")
+}
