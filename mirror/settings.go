@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -31,7 +32,7 @@ type Settings struct {
 //	gateway ns/name          policy ns/name       rev R          share_rev R
 //	ppm N                    mode Off|Monitor     request N      response N
 //	match   (h|w|e|p)VALUE…  one record an entry: host, wildcard host's suffix,
-//	exclude (h|w|e|p)VALUE…  exact path, path prefix
+//	exclude (h|w|e|p)VALUE…  exact path, path prefix without a slash at its end
 //	request_types T…         response_types T…    always C…
 //	mask_headers N…          mask_json NAME…      detect_cards
 func (s Settings) Encode() string {
@@ -76,7 +77,7 @@ func matchFields(m policy.Match) []string {
 		if p.Type == policy.PathExact {
 			out = append(out, "e"+p.Value)
 		} else {
-			out = append(out, "p"+p.Value)
+			out = append(out, "p"+cmp.Or(strings.TrimSuffix(p.Value, "/"), "/"))
 		}
 	}
 	return out

@@ -125,21 +125,18 @@ end
 local function normalize(path)
   if not find(path, "[%%;\\]") and not find(path, "//", 1, true) and not find(path, "/.", 1, true) then return path end
   local p = gsub(unescape(path), "\\", "/")
-  local out, n = {}, 0
-  local tail = false
-  for seg in string.gmatch(p, "[^/]*") do
-    local s = seg
-    local semi = find(s, ";", 1, true)
-    if semi then s = sub(s, 1, semi - 1) end
-    if s == ".." then
+  local out, n, directory = {}, 0, false
+  for seg in string.gmatch(p .. "/", "([^/]*)/") do
+    local semi = find(seg, ";", 1, true)
+    if semi then seg = sub(seg, 1, semi - 1) end
+    if seg == ".." then
       if n > 0 then out[n] = nil; n = n - 1 end
-      tail = true
-    elseif s == "." then tail = true
-    elseif s == "" then tail = true
-    else n = n + 1; out[n] = s; tail = false end
+      directory = true
+    elseif seg == "." or seg == "" then directory = true
+    else n = n + 1; out[n] = seg; directory = false end
   end
   local r = "/" .. table.concat(out, "/", 1, n)
-  if n > 0 and (tail or byte(p, #p) == 47) then r = r .. "/" end
+  if n > 0 and directory then r = r .. "/" end
   return r
 end
 
@@ -152,7 +149,7 @@ local function path_matches(m, path)
       local p = list[i]
       local n = #p
       if p == "/" then return true end
-      if sub(path, 1, n) == p and (#path == n or byte(path, n + 1) == 47 or byte(p, n) == 47) then return true end
+      if sub(path, 1, n) == p and (#path == n or byte(path, n + 1) == 47) then return true end
     end
   end
   return false
@@ -217,6 +214,7 @@ local function class_of(always, method, target)
       return "NewEndpoint"
     end
   end
+  return nil
 end
 
 -- ------------------------------------------------------------------ masking
@@ -234,19 +232,30 @@ local function luhn(digits)
   return total % 10 == 0
 end
 
+-- mask_cards hides runs of whole digit groups that make 13 to 19 digits and
+-- satisfy the Luhn formula.
 local function mask_cards(v)
   if not find(v, "%d[%d %-]+%d") then return v end
   return (gsub(v, "%d[%d %-]+%d", function(run)
     if #run < 13 then return nil end
-    local digits = gsub(run, "[ %-]", "")
-    if #digits < 13 then return nil end
-    -- A longer run may hold a card anywhere in it: hide the whole run then.
-    for len = 13, 19 do
-      for i = 1, #digits - len + 1 do
-        if luhn(sub(digits, i, i + len - 1)) then return (gsub(run, "%d", "*")) end
+    local groups, out = {}, nil
+    for at, digits in string.gmatch(run, "()(%d+)") do groups[#groups + 1] = { at, digits } end
+    local i = 1
+    while i <= #groups do
+      local digits, skip = "", 1
+      for j = i, #groups do
+        digits = digits .. groups[j][2]
+        if #digits > 19 then break end
+        if #digits >= 13 and luhn(digits) then
+          local from, to = groups[i][1], groups[j][1] + #groups[j][2] - 1
+          out = sub(out or run, 1, from - 1) .. gsub(sub(run, from, to), "%d", "*") .. sub(run, to + 1)
+          skip = j - i + 1
+          break
+        end
       end
-      if #digits > 64 then return (gsub(run, "%d", "*")) end
+      i = i + skip
     end
+    return out
   end))
 end
 

@@ -2,7 +2,6 @@ package ingest_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -277,9 +276,9 @@ func TestServeHugeBody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	server := ingest.Server(r.handler, slog.New(slog.DiscardHandler))
 	served := make(chan error, 1)
-	go func() { served <- ingest.Serve(ctx, l, r.handler, slog.New(slog.DiscardHandler)) }()
+	go func() { served <- server.Serve(l) }()
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -299,10 +298,10 @@ func TestServeHugeBody(t *testing.T) {
 	if grown := after.TotalAlloc - before.TotalAlloc; grown > 8<<20 {
 		t.Errorf("allocated %d MiB for a body that is over the limit of 256 KiB", grown>>20)
 	}
-	cancel()
-	if err := <-served; err != nil {
+	if err := server.Close(); err != nil {
 		t.Error(err)
 	}
+	<-served
 }
 
 func BenchmarkIngest(b *testing.B) {

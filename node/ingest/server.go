@@ -36,13 +36,13 @@ func Listen(ctx context.Context, addr string, insecure bool) (net.Listener, erro
 	return netutil.LimitListener(l, maxConnections), nil
 }
 
-// Serve serves h on l by HTTP/1.1 and HTTP/2 in plain text (h2c, which the
-// gateways speak) until the context ends.
-func Serve(ctx context.Context, l net.Listener, h http.Handler, logger *slog.Logger) error {
+// Server makes the HTTP server for a Handler: HTTP/1.1 and HTTP/2 in plain text
+// (h2c, which the gateways speak), with bounds on time and headers.
+func Server(h http.Handler, logger *slog.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	s := &http.Server{
+	return &http.Server{
 		Handler:           h,
 		Protocols:         protocols,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -53,20 +53,4 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, logger *slog.Log
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 250},
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if s.Shutdown(grace) != nil {
-			_ = s.Close()
-		}
-	}()
-	err := s.Serve(l)
-	if ctx.Err() == nil {
-		return fmt.Errorf("serve mirrored traffic: %w", err)
-	}
-	<-stopped
-	return nil
 }

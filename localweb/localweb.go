@@ -1,0 +1,66 @@
+// Package localweb guards HTTP servers that only loopback reaches and that
+// have no authentication of their own.
+//
+// It never authenticates anybody: it keeps other web sites' pages from using a
+// user's browser to read such a server. Any package that serves pages may
+// import it; it imports nothing of ours.
+package localweb
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Guard answers 421 to requests whose Host is neither a loopback name or
+// address nor one of hosts (DNS rebinding: a name of the attacker's that
+// resolves to loopback), and 405 to methods other than GET and HEAD.
+func Guard(next http.Handler, hosts ...string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !Local(r.Host) && !slices.Contains(hosts, hostname(r.Host)) {
+			http.Error(w, "this server answers to localhost only", http.StatusMisdirectedRequest)
+			return
+		}
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
+			return
+		}
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Local tells whether a Host header names this machine's loopback.
+func Local(host string) bool {
+	name := hostname(host)
+	if name == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(name)
+	return err == nil && ip.IsLoopback()
+}
+
+// RequireLoopback refuses addresses that others can reach, naming the flag
+// they were given by.
+func RequireLoopback(flag, addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%s: %q is not host:port", flag, addr)
+	}
+	if !Local(addr) {
+		return fmt.Errorf("%s: %q is not a loopback address; this server has no authentication, so put an authenticating proxy before it", flag, host)
+	}
+	return nil
+}
+
+func hostname(hostport string) string {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	return strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+}

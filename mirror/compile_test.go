@@ -1,0 +1,137 @@
+package mirror_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
+)
+
+func named(namespace, name string, change func(*policy.MirrorPolicy)) policy.MirrorPolicy {
+	p := policy.Default()
+	p.Metadata.Namespace, p.Metadata.Name = namespace, name
+	if change != nil {
+		change(&p)
+	}
+	return p
+}
+
+func ref(name string) policy.TargetRef {
+	return policy.TargetRef{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: name}
+}
+
+var (
+	public   = mirror.Gateway{Namespace: "ingress", Name: "public", Labels: map[string]string{"istio": "public"}}
+	internal = mirror.Gateway{Namespace: "ingress", Name: "internal", Labels: map[string]string{"istio": "internal"}}
+	standIn  = mirror.Gateway{Namespace: "default", Name: "gateway", StandIn: true}
+	nodes    = []mirror.NodeService{{Namespace: "ingress", Name: "periscope-node", Endpoints: []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}}}
+)
+
+func TestCompileAttachments(t *testing.T) {
+	for name, tc := range map[string]struct {
+		policies []policy.MirrorPolicy
+		gateways []mirror.Gateway
+		want     []mirror.Attachment
+	}{
+		"by reference": {
+			[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) { p.Spec.TargetRefs = []policy.TargetRef{ref("public"), ref("gone")} })},
+			[]mirror.Gateway{public, internal},
+			[]mirror.Attachment{{Policy: "ingress/a", Gateways: []string{"ingress/public"}, Problems: []string{`spec.targetRefs[1]: no Gateway "gone" of gateway.networking.k8s.io in namespace ingress`}}},
+		},
+		"by labels": {
+			[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) {
+				p.Spec.Selector = &policy.Selector{MatchLabels: map[string]string{"istio": "internal"}}
+			})},
+			[]mirror.Gateway{public, internal},
+			[]mirror.Attachment{{Policy: "ingress/a", Gateways: []string{"ingress/internal"}}},
+		},
+		"whole namespace": {
+			[]policy.MirrorPolicy{named("ingress", "a", nil)},
+			[]mirror.Gateway{public, internal},
+			[]mirror.Attachment{{Policy: "ingress/a", Gateways: []string{"ingress/internal", "ingress/public"}}},
+		},
+		"other namespace": {
+			[]policy.MirrorPolicy{named("shop", "a", func(p *policy.MirrorPolicy) { p.Spec.Nodes.Service = "periscope-node.ingress" })},
+			[]mirror.Gateway{public},
+			[]mirror.Attachment{{Policy: "shop/a", Problems: []string{"no gateway in namespace shop"}}},
+		},
+		"the first wins": {
+			[]policy.MirrorPolicy{named("ingress", "z", nil), named("ingress", "a", nil)},
+			[]mirror.Gateway{public},
+			[]mirror.Attachment{
+				{Policy: "ingress/a", Problems: []string{"gateway ingress/public is governed by the older policy ingress/z"}},
+				{Policy: "ingress/z", Gateways: []string{"ingress/public"}},
+			},
+		},
+		"stand-in": {
+			[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) { p.Spec.TargetRefs = []policy.TargetRef{ref("public")} })},
+			[]mirror.Gateway{standIn},
+			[]mirror.Attachment{{Policy: "ingress/a", Gateways: []string{"default/gateway"}}},
+		},
+		"no such nodes": {
+			[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) { p.Spec.Nodes.Service = "elsewhere" })},
+			[]mirror.Gateway{public},
+			[]mirror.Attachment{{Policy: "ingress/a", Gateways: []string{"ingress/public"}, Problems: []string{`spec.nodes: no service "elsewhere" with port 5050 is known; nothing is mirrored until it is`}}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := mirror.Compile(tc.policies, mirror.Topology{Gateways: tc.gateways, Nodes: nodes})
+			if d := cmp.Diff(tc.want, plan.Attachments, cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("-want +got\n%s", d)
+			}
+		})
+	}
+}
+
+func TestCompileIsDeterministic(t *testing.T) {
+	policies := []policy.MirrorPolicy{named("ingress", "a", nil)}
+	one := mirror.Compile(policies, mirror.Topology{Gateways: []mirror.Gateway{public, internal}, Nodes: nodes})
+	two := mirror.Compile(policies, mirror.Topology{Gateways: []mirror.Gateway{internal, public}, Nodes: nodes})
+	if d := cmp.Diff(one, two); d != "" {
+		t.Errorf("the order of gateways matters:\n%s", d)
+	}
+	policies[0].Spec.Sampling.Percent = 50
+	if three := mirror.Compile(policies, mirror.Topology{Gateways: []mirror.Gateway{public, internal}, Nodes: nodes}); three.Revision == one.Revision {
+		t.Error("another policy, the same revision")
+	}
+	if one.Gateways[0].Settings.PolicyRev != one.Revision {
+		t.Error("the gateway's settings do not name the revision")
+	}
+}
+
+func TestEncode(t *testing.T) {
+	s := mirror.Settings{
+		Gateway: "ns/gw", PolicyID: "ns/p", PolicyRev: "r", ShareRev: "s", SharePPM: 250_000, Mode: policy.ModeMonitor,
+		Match:    []policy.Match{{Hosts: []string{"*.shop.example", "a.example"}, Paths: []policy.PathMatch{{Type: policy.PathPrefix, Value: "/api"}, {Type: policy.PathExact, Value: "/a\tb%\nc é"}}}, {}},
+		Always:   []policy.Class{policy.ClassSuspicious},
+		Request:  policy.BodyLimit{MaxBytes: 65536, ContentTypes: []string{"*/*"}},
+		Response: policy.BodyLimit{MaxBytes: 0},
+		Mask:     policy.Mask{Headers: []string{"cookie"}, JSONPaths: []string{"$.a[*].password", "$.list[*]"}, Detectors: []policy.Detector{policy.DetectorCreditCard}},
+	}
+	want := strings.Join([]string{
+		"gateway\tns/gw", "policy\tns/p", "rev\tr", "share_rev\ts", "mode\tMonitor", "ppm\t250000",
+		"match\tw.shop.example\tha.example\tp/api\te/a%09b%25%0Ac%20%C3%A9", "match",
+		"always\tSuspicious", "request\t65536", "request_types\t*/*", "response\t0", "mask_headers\tcookie", "mask_json\tpassword\tlist", "detect_cards", "",
+	}, "\n")
+	if d := cmp.Diff(want, s.Encode()); d != "" {
+		t.Errorf("-want +got\n%s", d)
+	}
+}
+
+func BenchmarkCompile(b *testing.B) {
+	var policies []policy.MirrorPolicy
+	var gateways []mirror.Gateway
+	for i := range 100 {
+		name := "g" + strings.Repeat("x", i)
+		gateways = append(gateways, mirror.Gateway{Namespace: "ingress", Name: name})
+		policies = append(policies, named("ingress", name, func(p *policy.MirrorPolicy) { p.Spec.TargetRefs = []policy.TargetRef{ref(name)} }))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		mirror.Compile(policies, mirror.Topology{Gateways: gateways, Nodes: nodes})
+	}
+}

@@ -1,0 +1,257 @@
+package lua_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/lua"
+	"github.com/periscope-mesh/periscope/policy"
+	"github.com/periscope-mesh/periscope/test/envoytest"
+)
+
+func TestSource(t *testing.T) {
+	if n := len(lua.Source()); n > lua.MaxBytes {
+		t.Errorf("the plugin has %d bytes; TrafficExtension carries %d", n, lua.MaxBytes)
+	}
+	if !strings.Contains(lua.Source(), fmt.Sprintf("local VERSION = %q", lua.Version)) {
+		t.Errorf("the plugin's VERSION is not %s", lua.Version)
+	}
+	if !regexp.MustCompile(`^[0-9a-f]{12}$`).MatchString(lua.Digest()) {
+		t.Errorf("digest %q", lua.Digest())
+	}
+}
+
+// functions runs inside Envoy's own LuaJIT, behind the plugin and with access
+// to its local functions: the request's path names one, the body is its input,
+// arguments apart by NUL.
+const functions = `
+local TESTED = {
+  normalize = function(a) return normalize(a[1]) end,
+  selects = function(a) return tostring(selects(parse_settings(a[1]), clean_host(a[2]), a[3])) end,
+  mask_json = function(a) return mask_json(a[1], { a[2], a[3] }) end,
+  mask_cards = function(a) return mask_cards(a[1]) end,
+  uint = function(a) return uint(tonumber(a[1])) end,
+  class = function(a) return tostring(class_of({ [a[1]] = true }, "GET", a[2])) end,
+  wants = function(a) return tostring(wants_type(parse_settings(a[1]).rtypes, a[2])) end,
+}
+function envoy_on_request(h)
+  local name = string.sub(h:headers():get(":path"), 2)
+  local body = h:body()
+  local text = body and body:getBytes(0, body:length()) or ""
+  local args, from = {}, 1
+  while true do
+    local at = string.find(text, "\0", from, true)
+    args[#args + 1] = string.sub(text, from, at and at - 1 or -1)
+    if not at then break end
+    from = at + 1
+  end
+  local ok, out = pcall(TESTED[name], args)
+  h:respond({ [":status"] = ok and "200" or "500" }, out)
+end
+function envoy_on_response(h) end
+`
+
+// caller starts Envoy and gives a function that calls one of the plugin's.
+func caller(t *testing.T) func(t *testing.T, name string, args ...string) string {
+	addr := envoytest.FreeAddr(t)
+	envoytest.Start(t, staticEnvoy(addr, "", luaFilter(lua.Source()+functions)))
+	return func(t *testing.T, name string, args ...string) string {
+		t.Helper()
+		res, err := http.Post("http://"+addr+"/"+name, "text/plain", strings.NewReader(strings.Join(args, "\x00")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		out, _ := io.ReadAll(res.Body)
+		if res.StatusCode != http.StatusOK {
+			t.Fatalf("%s(%q): %s", name, args, out)
+		}
+		return string(out)
+	}
+}
+
+func TestFunctions(t *testing.T) {
+	call := caller(t)
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"uint", []string{"0"}, "\x00"},
+		{"uint", []string{"127"}, "\x7f"},
+		{"uint", []string{"128"}, "\xcc\x80"},
+		{"uint", []string{"65535"}, "\xcd\xff\xff"},
+		{"uint", []string{"65536"}, "\xce\x00\x01\x00\x00"},
+		{"uint", []string{"1790000000000000"}, "\xcf\x00\x06\x5b\xfe\xda\x25\xe0\x00"},
+		{"mask_json", []string{`{"password":"s3\"cret","x":1}`, "password", "z"}, `{"password":"***","x":1}`},
+		{"mask_json", []string{`{"a":{"password" : 12.5e3 },"b":[{"password":null}]}`, "password", "z"}, `{"a":{"password" : "***" },"b":[{"password":"***"}]}`},
+		{"mask_json", []string{`{"card":{"pan":"1}","cvv":[1,2]},"y":2}`, "card", "z"}, `{"card":"***","y":2}`},
+		{"mask_json", []string{`{"password":"cut of`, "password", "z"}, `{"password":"***"`},
+		{"mask_json", []string{`{"password":"cut\`, "password", "z"}, `{"password":"***"`},
+		{"mask_json", []string{`{"password":{"a":"cut`, "password", "z"}, `{"password":"***"`},
+		{"mask_json", []string{`{"passwords":"kept","t":"password"}`, "password", "z"}, `{"passwords":"kept","t":"password"}`},
+		{"mask_json", []string{`{"password":"one","token":"two"}`, "password", "token"}, `{"password":"***","token":"***"}`},
+		{"mask_cards", []string{"pay 4111 1111 1111 1111 now"}, "pay **** **** **** **** now"},
+		{"mask_cards", []string{`{"pan":"4111-1111-1111-1111"}`}, `{"pan":"****-****-****-****"}`},
+		{"mask_cards", []string{"5555555555554444"}, "****************"},
+		{"mask_cards", []string{"order 1234567890123456 at 12"}, "order 1234567890123456 at 12"},
+		{"mask_cards", []string{"4111111111111111 12 29, 5555555555554444 01"}, "**************** 12 29, **************** 01"},
+		{"mask_cards", []string{"tel 0123 456 789"}, "tel 0123 456 789"},
+		{"class", []string{"Suspicious", "/etc/passwd"}, "Suspicious"},
+		{"class", []string{"Suspicious", "/a?q=%27"}, "Suspicious"},
+		{"class", []string{"Suspicious", "/a?q=1"}, "nil"},
+		{"class", []string{"Authentication", "/v1/Login?x"}, "Authentication"},
+		{"class", []string{"NewEndpoint", "/users/17"}, "NewEndpoint"},
+		{"class", []string{"NewEndpoint", "/users/18"}, "nil"},
+		{"wants", []string{"response_types\tapplication/json\ttext/*\n", "application/json; charset=utf-8"}, "true"},
+		{"wants", []string{"response_types\tapplication/json\ttext/*\n", "TEXT/HTML"}, "true"},
+		{"wants", []string{"response_types\tapplication/json\ttext/*\n", "image/png"}, "false"},
+		{"wants", []string{"response_types\t*/*\n", "image/png"}, "true"},
+		{"wants", []string{"response 1\n", "image/png"}, "false"},
+	} {
+		if got := call(t, tc.name, tc.args...); got != tc.want {
+			t.Errorf("%s(%q)\n got %q\nwant %q", tc.name, tc.args, got, tc.want)
+		}
+	}
+}
+
+// The plugin selects as the reference does, whatever the spelling of a path.
+func TestSelectsAsPolicy(t *testing.T) {
+	call := caller(t)
+	specs := []policy.Spec{
+		{},
+		{Match: []policy.Match{{Hosts: []string{"shop.example", "*.shop.example"}, Paths: []policy.PathMatch{{Type: policy.PathPrefix, Value: "/api"}, {Type: policy.PathExact, Value: "/x%20y"}}}}},
+		{Exclude: []policy.Match{{Paths: []policy.PathMatch{{Type: policy.PathExact, Value: "/healthz"}, {Type: policy.PathPrefix, Value: "/static/"}}}}},
+		{Match: []policy.Match{{Hosts: []string{"a.example"}}, {Paths: []policy.PathMatch{{Type: policy.PathPrefix, Value: "/"}}}}, Exclude: []policy.Match{{Hosts: []string{"*.b.example"}}}},
+		{Exclude: []policy.Match{{}}},
+	}
+	hosts := []string{"shop.example", "SHOP.example:8080", "a.shop.example.", "a.b.shop.example", "notshop.example", "x.b.example:1", "[::1]:80", "", "a.example"}
+	parts := []string{"/", "/api", "/apix", "/healthz", "/static", "/static/", "..", ".", "//", "/%2e%2e", "%2f", "%61pi", "/x%20y", ";v=1", "\\", "?q=/api", "#f", "a", "%", "%zz", "%25", "\xff", "/./", "/.../"}
+	var paths [][2]string
+	readJSON(t, "../../policy/testdata/normalize.json", &paths)
+	for _, v := range paths {
+		if got := call(t, "normalize", v[0]); got != v[1] {
+			t.Errorf("normalize(%q) = %q, want %q", v[0], got, v[1])
+		}
+	}
+	var cases []struct {
+		Name           string
+		Match, Exclude []policy.Match
+		Host, Path     string
+		Want           bool
+	}
+	readJSON(t, "../../policy/testdata/select.json", &cases)
+	for _, c := range cases {
+		if got := call(t, "selects", mirror.Settings{Match: c.Match, Exclude: c.Exclude}.Encode(), c.Host, c.Path); got != fmt.Sprint(c.Want) {
+			t.Errorf("%s: selects %s, want %v", c.Name, got, c.Want)
+		}
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	n := 1500
+	if os.Getenv("CI") != "" {
+		n = 5000
+	}
+	for range n {
+		spec := &specs[rng.IntN(len(specs))]
+		host := hosts[rng.IntN(len(hosts))]
+		path := "/"
+		if rng.IntN(20) == 0 {
+			path = ""
+		}
+		for range rng.IntN(5) {
+			path += parts[rng.IntN(len(parts))]
+		}
+		raw, _, _ := strings.Cut(strings.ReplaceAll(path, "#", "?"), "?")
+		if got, want := call(t, "normalize", raw), policy.NormalizePath(raw); got != want {
+			t.Fatalf("normalize(%q) = %q, policy says %q", raw, got, want)
+		}
+		settings := mirror.Settings{Match: spec.Match, Exclude: spec.Exclude}.Encode()
+		want := fmt.Sprint(policy.Selects(spec, host, path))
+		if got := call(t, "selects", settings, host, path); got != want {
+			t.Fatalf("selects(%+v, %q, %q) = %s, policy says %s", spec, host, path, got, want)
+		}
+	}
+}
+
+func readJSON(t *testing.T, file string, v any) {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func luaFilter(code string) map[string]any {
+	return map[string]any{"name": "periscope.mirror", "typed_config": map[string]any{
+		"@type":               "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua",
+		"default_source_code": map[string]any{"inline_string": code},
+		"stat_prefix":         "periscope",
+	}}
+}
+
+func settingsFilter(rev, text string) map[string]any {
+	return map[string]any{"name": "periscope.settings", "typed_config": map[string]any{
+		"@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+		"metadata": []any{
+			map[string]any{"metadata_namespace": "periscope.rev", "value": map[string]any{"r": rev}},
+			map[string]any{"metadata_namespace": "periscope.settings", "value": map[string]any{"s": text}},
+		},
+	}}
+}
+
+// staticEnvoy is a bootstrap with one listener; upstream and node are clusters
+// when addresses are given.
+func staticEnvoy(listen, upstream string, filters ...map[string]any) map[string]any {
+	filters = append(filters, map[string]any{"name": "envoy.filters.http.router", "typed_config": map[string]any{
+		"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}})
+	route := map[string]any{"name": "default", "match": map[string]any{"prefix": "/"}, "direct_response": map[string]any{"status": 204}}
+	clusters := []any{}
+	if upstream != "" {
+		delete(route, "direct_response")
+		route["route"] = map[string]any{"cluster": "upstream", "timeout": "0s"}
+		clusters = append(clusters, cluster("upstream", upstream, false))
+	}
+	return map[string]any{
+		"node": map[string]any{"id": "test", "cluster": "test"},
+		"static_resources": map[string]any{
+			"listeners": []any{map[string]any{"name": "http", "address": socket(listen), "filter_chains": []any{map[string]any{
+				"filters": []any{map[string]any{"name": "hcm", "typed_config": map[string]any{
+					"@type":       "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+					"stat_prefix": "ingress", "use_remote_address": true, "generate_request_id": false,
+					"upgrade_configs": []any{map[string]any{"upgrade_type": "websocket"}},
+					"route_config":    map[string]any{"name": "r", "virtual_hosts": []any{map[string]any{"name": "v", "domains": []string{"*"}, "routes": []any{route}}}},
+					"http_filters":    filters,
+				}}}}}}},
+			"clusters": clusters,
+		},
+	}
+}
+
+func cluster(name, addr string, h2 bool) map[string]any {
+	c := map[string]any{"name": name, "type": "STATIC", "connect_timeout": "0.25s", "load_assignment": map[string]any{
+		"cluster_name": name, "endpoints": []any{map[string]any{"lb_endpoints": []any{map[string]any{"endpoint": map[string]any{"address": socket(addr)}}}}}}}
+	if h2 {
+		c["typed_extension_protocol_options"] = map[string]any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": map[string]any{
+			"@type":                "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+			"explicit_http_config": map[string]any{"http2_protocol_options": map[string]any{}}}}
+	}
+	return c
+}
+
+func socket(addr string) map[string]any {
+	i := strings.LastIndexByte(addr, ':')
+	var port int
+	_, _ = fmt.Sscan(addr[i+1:], &port)
+	return map[string]any{"socket_address": map[string]any{"address": addr[:i], "port_value": port}}
+}

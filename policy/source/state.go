@@ -1,0 +1,134 @@
+package source
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+const (
+	stateVersion = 1
+	// maxStateBytes is far above what 10,000 policies of usual size take.
+	maxStateBytes = 64 << 20
+)
+
+// stateFile keeps the accepted policies on disk. Without a name it keeps none.
+type stateFile struct {
+	name   string
+	source string            // the path whose policies these are
+	saved  [sha256.Size]byte // of what the file holds
+	stale  bool              // whether that may be out of date
+}
+
+type state struct {
+	Version  int     `json:"version"`
+	Source   string  `json:"source"`
+	Policies []entry `json:"policies"` // by id
+}
+
+// load reads the accepted policies. On an error it gives those which can be
+// used none the less.
+func (s *stateFile) load() (map[string]entry, error) {
+	out := map[string]entry{}
+	if s.name == "" {
+		return out, nil
+	}
+	data, err := readRegular(s.name, maxStateBytes)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return out, nil
+	case err != nil:
+		return out, fmt.Errorf("read state: %w", err)
+	case len(data) > maxStateBytes:
+		return out, fmt.Errorf("read state: %s is larger than %d bytes", s.name, maxStateBytes)
+	}
+	var st state
+	if err := json.Unmarshal(data, &st); err != nil {
+		return out, fmt.Errorf("read state: %s: %w", s.name, err)
+	}
+	switch {
+	case st.Version != stateVersion:
+		return out, fmt.Errorf("read state: %s has version %d, not %d", s.name, st.Version, stateVersion)
+	case st.Source != s.source:
+		return out, fmt.Errorf("read state: %s is of the policies in %q, not %q", s.name, st.Source, s.source)
+	case len(st.Policies) > maxPolicies:
+		return out, fmt.Errorf("read state: %s has more than %d policies", s.name, maxPolicies)
+	}
+	s.saved = sha256.Sum256(data)
+	var errs []error
+	for _, e := range st.Policies {
+		if faults := e.Policy.Validate(); len(faults) > 0 {
+			errs = append(errs, fmt.Errorf("read state: %s: policy %q: %w", s.name, e.Policy.ID(), faults[0]))
+			continue
+		}
+		e.Hash = hash(&e.Policy)
+		out[e.Policy.ID()] = e
+	}
+	return out, errors.Join(errs...)
+}
+
+// save writes the policies if the file is stale and does not hold just them.
+func (s *stateFile) save(accepted map[string]entry) error {
+	if s.name == "" || !s.stale {
+		return nil
+	}
+	st := state{Version: stateVersion, Source: s.source, Policies: []entry{}}
+	for _, id := range slices.Sorted(maps.Keys(accepted)) {
+		st.Policies = append(st.Policies, accepted[id])
+	}
+	data, err := json.Marshal(st)
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	sum := sha256.Sum256(data)
+	if sum == s.saved {
+		s.stale = false
+		return nil
+	}
+	if len(data) > maxStateBytes {
+		return fmt.Errorf("write state: the policies take more than %d bytes", maxStateBytes)
+	}
+	if err := replace(s.name, data); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	s.saved, s.stale = sum, false
+	return nil
+}
+
+// replace writes a file such that a crash leaves the old content or the new.
+func replace(name string, data []byte) (err error) {
+	dir := filepath.Dir(name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	temp := filepath.Join(dir, "."+filepath.Base(name)+".new")
+	_ = os.Remove(temp) // a crash may have left one
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(temp)
+		}
+	}()
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(temp, name); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
