@@ -154,6 +154,7 @@ func (w *walker) object(path string, n *yaml.Node, v reflect.Value) {
 		fields[name] = i
 		names = append(names, name)
 	}
+	var meant []string
 	w.keys(path, n, func(key string, at, value *yaml.Node) {
 		p := child(path, key)
 		i, known := fields[key]
@@ -161,13 +162,18 @@ func (w *walker) object(path string, n *yaml.Node, v reflect.Value) {
 			remedy := "remove it; known here are " + list(names)
 			if near := nearest(key, names); near != "" {
 				remedy = fmt.Sprintf("did you mean %s?", near)
-				w.broken[child(path, near)] = true // rather than missing
+				meant = append(meant, child(path, near))
 			}
 			w.fault(p, at, "is not a known key", remedy)
 			return
 		}
 		w.value(p, value, v.Field(i))
 	})
+	for _, p := range meant {
+		if _, written := w.marks[p]; !written {
+			w.broken[p] = true // misspelt rather than missing
+		}
+	}
 }
 
 // table reads a mapping with keys of the user's choice to strings.
