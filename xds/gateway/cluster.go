@@ -1,0 +1,185 @@
+package gateway
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/xds"
+)
+
+// The mirror cluster's limits: what bounds the gateway's memory when nodes are
+// slow or gone is requests in flight times their size.
+const (
+	mirrorConnectTimeout = 250 * time.Millisecond
+	mirrorMaxRequests    = 64
+	mirrorMaxPending     = 32
+	mirrorMaxConnections = 16
+	mirrorBufferBytes    = 1 << 20
+
+	upstreamConnectTimeout = 5 * time.Second
+
+	httpOptionsKey = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+)
+
+func clusters(c Config, up upstream) ([]xds.Message, error) {
+	u, err := upstreamCluster(c, up)
+	if err != nil {
+		return nil, err
+	}
+	m, err := mirrorCluster()
+	if err != nil {
+		return nil, err
+	}
+	return []xds.Message{{Name: UpstreamCluster, Message: u}, {Name: MirrorCluster, Message: m}}, nil
+}
+
+func upstreamCluster(c Config, up upstream) (*cluster.Cluster, error) {
+	out := &cluster.Cluster{
+		Name:           UpstreamCluster,
+		ConnectTimeout: durationpb.New(upstreamConnectTimeout),
+		// Envoy's defaults would answer the 1,025th user at a time with 503.
+		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
+			MaxConnections:     wrapperspb.UInt32(math.MaxUint32),
+			MaxPendingRequests: wrapperspb.UInt32(math.MaxUint32),
+			MaxRequests:        wrapperspb.UInt32(math.MaxUint32),
+		}}},
+	}
+	switch {
+	case up.ip:
+		discoverEndpoints(out)
+	case up.host == "localhost":
+		// It may stand for both 127.0.0.1 and ::1 while a server listens on one
+		// of them: this kind tries both.
+		out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_LOGICAL_DNS}
+		out.DnsLookupFamily = cluster.Cluster_ALL
+		out.LoadAssignment = assignment(UpstreamCluster, mirror.Endpoint{Host: up.host, Port: int(up.port)})
+	default:
+		out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS}
+		out.DnsLookupFamily = cluster.Cluster_V4_PREFERRED
+		out.LoadAssignment = assignment(UpstreamCluster, mirror.Endpoint{Host: up.host, Port: int(up.port)})
+	}
+	if !up.tls {
+		return out, nil
+	}
+	var err error
+	if out.TransportSocket, err = upstreamTLS(c.UpstreamCAFile, up); err != nil {
+		return nil, err
+	}
+	out.TypedExtensionProtocolOptions, err = httpOptions(&upstreamhttp.HttpProtocolOptions{
+		UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_AutoConfig{AutoConfig: &upstreamhttp.HttpProtocolOptions_AutoHttpConfig{
+			HttpProtocolOptions:  &core.Http1ProtocolOptions{},
+			Http2ProtocolOptions: &core.Http2ProtocolOptions{},
+		}},
+	})
+	return out, err
+}
+
+func upstreamTLS(caFile string, up upstream) (*core.TransportSocket, error) {
+	context := &tls.UpstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{}}
+	san := &tls.SubjectAltNameMatcher{
+		SanType: tls.SubjectAltNameMatcher_IP_ADDRESS,
+		Matcher: &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Exact{Exact: up.host}},
+	}
+	if !up.ip { // a server name is never an address (RFC 6066, section 3)
+		context.Sni = up.host
+		san.SanType = tls.SubjectAltNameMatcher_DNS
+	}
+	if caFile != "" {
+		context.CommonTlsContext.ValidationContextType = &tls.CommonTlsContext_ValidationContext{ValidationContext: &tls.CertificateValidationContext{
+			TrustedCa:                 &core.DataSource{Specifier: &core.DataSource_Filename{Filename: caFile}},
+			MatchTypedSubjectAltNames: []*tls.SubjectAltNameMatcher{san},
+		}}
+	}
+	return tlsSocket(context)
+}
+
+// mirrorCluster doesn't depend on the endpoints: nodes come and go by EDS
+// alone, as a changed cluster would be warmed anew. Nothing is retried: the
+// plugin's calls carry no retry policy.
+func mirrorCluster() (*cluster.Cluster, error) {
+	options, err := httpOptions(&upstreamhttp.HttpProtocolOptions{
+		UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}},
+		}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &cluster.Cluster{
+		Name:                          MirrorCluster,
+		ConnectTimeout:                durationpb.New(mirrorConnectTimeout),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(mirrorBufferBytes),
+		TypedExtensionProtocolOptions: options,
+		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
+			MaxConnections:     wrapperspb.UInt32(mirrorMaxConnections),
+			MaxPendingRequests: wrapperspb.UInt32(mirrorMaxPending),
+			MaxRequests:        wrapperspb.UInt32(mirrorMaxRequests),
+			MaxRetries:         wrapperspb.UInt32(0),
+			TrackRemaining:     true,
+		}}},
+		// At most half of the nodes are taken out, so never the only one.
+		OutlierDetection: &cluster.OutlierDetection{
+			Consecutive_5Xx:      wrapperspb.UInt32(5),
+			Interval:             durationpb.New(time.Second),
+			BaseEjectionTime:     durationpb.New(5 * time.Second),
+			MaxEjectionPercent:   wrapperspb.UInt32(50),
+			EnforcingSuccessRate: wrapperspb.UInt32(0),
+		},
+	}
+	discoverEndpoints(out)
+	return out, nil
+}
+
+func discoverEndpoints(c *cluster.Cluster) {
+	c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_EDS}
+	c.EdsClusterConfig = &cluster.Cluster_EdsClusterConfig{EdsConfig: ads(nil)}
+}
+
+func httpOptions(options *upstreamhttp.HttpProtocolOptions) (map[string]*anypb.Any, error) {
+	typed, err := pack(options)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]*anypb.Any{httpOptionsKey: typed}, nil
+}
+
+// endpoints are of those clusters that discover them.
+func endpoints(up upstream, nodes []mirror.Endpoint) ([]xds.Message, error) {
+	for _, n := range nodes {
+		if n.Host == "" || n.Port < 1 || n.Port > 65535 {
+			return nil, fmt.Errorf("node endpoint %q port %d can't be used", n.Host, n.Port)
+		}
+	}
+	out := []xds.Message{{Name: MirrorCluster, Message: assignment(MirrorCluster, nodes...)}}
+	if up.ip {
+		out = append(out, xds.Message{Name: UpstreamCluster, Message: assignment(UpstreamCluster, mirror.Endpoint{Host: up.host, Port: int(up.port)})})
+	}
+	return out, nil
+}
+
+func assignment(name string, hosts ...mirror.Endpoint) *endpoint.ClusterLoadAssignment {
+	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
+	if len(hosts) == 0 {
+		return out
+	}
+	locality := &endpoint.LocalityLbEndpoints{}
+	for _, h := range hosts {
+		locality.LbEndpoints = append(locality.LbEndpoints, &endpoint.LbEndpoint{
+			HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socketAddress(h.Host, uint32(h.Port))}},
+		})
+	}
+	out.Endpoints = []*endpoint.LocalityLbEndpoints{locality}
+	return out
+}

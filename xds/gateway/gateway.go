@@ -1,0 +1,218 @@
+// Package gateway turns a gateway's part of the plan into Envoy resources, for
+// gateways that we serve directly, and makes the bootstrap of such a gateway.
+//
+// It never touches the user's exchange: routes, hosts, paths and headers go
+// through as they are. It never carries a private key: certificates travel as
+// file names. Code and settings are two resources that never mix, so that a
+// change of settings doesn't rebuild the Lua machines, and neither of them
+// changes a listener.
+//
+// The commands may import it; it imports xds and mirror.
+package gateway
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/xds"
+)
+
+// Names of resources. The plugin knows MirrorCluster and the metadata
+// namespaces; statistics are found by the others.
+const (
+	MirrorCluster   = "periscope_mirror"
+	UpstreamCluster = "upstream"
+	PluginFilter    = "periscope.mirror"
+	SettingsFilter  = "periscope.settings"
+	HTTPListener    = "http"
+	HTTPSListener   = "https"
+
+	// Metadata namespaces of the settings filter: the plugin reads the small
+	// digest with each request, and the settings only when the digest is new.
+	revisionNamespace = "periscope.rev"
+	settingsNamespace = "periscope.settings"
+
+	routeConfig = "default"
+	statPrefix  = "periscope"
+)
+
+// Config is what doesn't follow from policies.
+type Config struct {
+	HTTP  string // "host:port" to listen on; empty: no such listener
+	HTTPS string // "host:port" to listen on; empty: no such listener
+
+	// Files with the certificate chain and the key of the HTTPS listener, as
+	// Envoy sees them.
+	CertFile, KeyFile string
+
+	// Upstream is the server behind the gateway: http or https, a host and
+	// perhaps a port, no path.
+	Upstream string
+	// UpstreamCAFile verifies an https upstream; empty: it isn't verified.
+	UpstreamCAFile string
+
+	Plugin        string // the plugin's Lua source
+	PluginVersion string // empty: not stated
+}
+
+// Validate reports all faults of the configuration.
+func (c Config) Validate() error {
+	var faults []error
+	if c.HTTP == "" && c.HTTPS == "" {
+		faults = append(faults, errors.New("no listener: state an HTTP or an HTTPS address"))
+	}
+	for _, l := range []struct{ what, hostport string }{{"HTTP", c.HTTP}, {"HTTPS", c.HTTPS}} {
+		if l.hostport == "" {
+			continue
+		}
+		if _, err := listenAddress(l.hostport); err != nil {
+			faults = append(faults, fmt.Errorf("%s listener: %w", l.what, err))
+		}
+	}
+	if c.HTTPS != "" && (c.CertFile == "" || c.KeyFile == "") {
+		faults = append(faults, errors.New("HTTPS listener: a certificate file and a key file are needed"))
+	}
+	if _, err := parseUpstream(c.Upstream); err != nil {
+		faults = append(faults, err)
+	}
+	return errors.Join(faults...)
+}
+
+// Snapshot makes everything the gateway is served.
+func Snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("gateway %s: %w", plan.Gateway.ID(), err)
+	}
+	s, err := snapshot(c, plan)
+	if err != nil {
+		return nil, fmt.Errorf("gateway %s: %w", plan.Gateway.ID(), err)
+	}
+	return s, nil
+}
+
+func snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
+	up, err := parseUpstream(c.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	listeners, err := listeners(c)
+	if err != nil {
+		return nil, err
+	}
+	clusters, err := clusters(c, up)
+	if err != nil {
+		return nil, err
+	}
+	endpoints, err := endpoints(up, plan.Endpoints)
+	if err != nil {
+		return nil, err
+	}
+	extensions, err := extensions(c, plan.Settings.Encode())
+	if err != nil {
+		return nil, err
+	}
+	return xds.NewSnapshot(map[string][]xds.Message{
+		resource.ListenerType:        listeners,
+		resource.RouteType:           {{Name: routeConfig, Message: routes()}},
+		resource.ClusterType:         clusters,
+		resource.EndpointType:        endpoints,
+		resource.ExtensionConfigType: extensions,
+	})
+}
+
+// upstream is the parsed upstream URL.
+type upstream struct {
+	tls  bool
+	host string
+	ip   bool // host is an address, not a name
+	port uint32
+}
+
+func parseUpstream(raw string) (upstream, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return upstream{}, fmt.Errorf("upstream: %w", err)
+	}
+	fault := func(hint string) error {
+		return fmt.Errorf("upstream %q: %s; write it as http://host:port or https://host:port", u.Redacted(), hint)
+	}
+	up := upstream{host: u.Hostname(), port: 80}
+	switch {
+	case u.Scheme == "https":
+		up.tls, up.port = true, 443
+	case u.Scheme != "http":
+		return upstream{}, fault("the scheme is neither http nor https")
+	}
+	switch {
+	case up.host == "":
+		return upstream{}, fault("it has no host")
+	case u.User != nil:
+		return upstream{}, fault("it carries credentials, which would not be sent")
+	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "":
+		return upstream{}, fault("it has a path, a query or a fragment, which would not be used")
+	}
+	if p := u.Port(); p != "" {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n == 0 {
+			return upstream{}, fault("the port isn't in 1 to 65535")
+		}
+		up.port = uint32(n)
+	}
+	if addr, err := netip.ParseAddr(up.host); err == nil {
+		if addr.Zone() != "" {
+			return upstream{}, fault("an address with a zone can't be used")
+		}
+		up.ip = true
+	}
+	return up, nil
+}
+
+// listenAddress parses the "host:port" of a listener. Envoy binds addresses
+// only, so the one name that everybody knows is put as its address.
+func listenAddress(hostport string) (netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q: write it as host:port", hostport)
+	}
+	switch host {
+	case "":
+		host = "0.0.0.0"
+	case "localhost":
+		host = "127.0.0.1"
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q: the host must be an IP address or localhost", hostport)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return netip.AddrPort{}, fmt.Errorf("address %q: the port isn't in 1 to 65535", hostport)
+	}
+	return netip.AddrPortFrom(addr, uint16(n)), nil
+}
+
+// digest identifies a text: 16 hex digits of its SHA-256.
+func digest(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8])
+}
+
+// oneLine makes a text fit for a Lua comment.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return -1
+		}
+		return r
+	}, s)
+}

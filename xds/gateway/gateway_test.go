@@ -1,0 +1,232 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/xds"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var testGateway = mirror.Gateway{Namespace: "default", Name: "gateway"}
+
+// testSettings are few: what they encode to is package mirror's to test.
+func testPlan(endpoints ...mirror.Endpoint) mirror.GatewayPlan {
+	return mirror.GatewayPlan{Gateway: testGateway, Endpoints: endpoints}
+}
+
+func golden(t *testing.T, file string, got []byte) {
+	t.Helper()
+	file = filepath.Join("testdata", file)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatalf("%v (go test -update writes it)", err)
+	}
+	if d := cmp.Diff(string(want), string(got)); d != "" {
+		t.Errorf("%s (-want +got):\n%s", file, d)
+	}
+}
+
+// render writes a snapshot as JSON, but for the settings, which package mirror
+// answers for.
+func render(t *testing.T, s *xds.Snapshot) []byte {
+	t.Helper()
+	doc := map[string][]json.RawMessage{}
+	for _, typeURL := range s.Types() {
+		for _, r := range s.Resources(typeURL) {
+			if r.Name == SettingsFilter {
+				continue
+			}
+			raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Any)
+			if err != nil {
+				t.Fatal(err)
+			}
+			doc[typeURL] = append(doc[typeURL], raw)
+		}
+	}
+	raw, err := json.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, raw, "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	out.WriteByte('\n')
+	return out.Bytes()
+}
+
+func TestSnapshotGoldens(t *testing.T) {
+	base := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: "function envoy_on_request(h) end\n", PluginVersion: "0.1.0"}
+	both := base
+	both.HTTPS, both.CertFile, both.KeyFile = "[::1]:8443", "/etc/periscope/tls.crt", "/etc/periscope/tls.key"
+	with := func(c Config, upstream, ca string) Config {
+		c.Upstream, c.UpstreamCAFile = upstream, ca
+		return c
+	}
+	for name, tt := range map[string]struct {
+		config Config
+		plan   mirror.GatewayPlan
+	}{
+		"both-listeners":        {both, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050}, mirror.Endpoint{Host: "2001:db8::1", Port: 5051})},
+		"no-nodes":              {base, testPlan()},
+		"upstream-name":         {with(base, "http://api.example.com", ""), testPlan()},
+		"upstream-localhost":    {with(base, "http://localhost:3000/", ""), testPlan()},
+		"upstream-tls":          {with(base, "https://api.example.com", "/etc/ssl/ca.pem"), testPlan()},
+		"upstream-tls-by-ip":    {with(base, "https://[2001:db8::2]:8443", "/etc/ssl/ca.pem"), testPlan()},
+		"upstream-tls-unproven": {with(base, "https://api.example.com", ""), testPlan()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Snapshot(tt.config, tt.plan)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name+".json", render(t, s))
+		})
+	}
+}
+
+func TestBootstrapGolden(t *testing.T) {
+	b, err := Bootstrap(BootstrapConfig{Gateway: testGateway, XDS: "127.0.0.1:15051", Admin: "localhost:9901"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "bootstrap.json", b)
+	for _, c := range []BootstrapConfig{{XDS: "control:1", Admin: "127.0.0.1:1"}, {XDS: "127.0.0.1:1", Admin: "127.0.0.1"}, {XDS: "127.0.0.1:1", Admin: "127.0.0.1:0"}} {
+		if _, err := Bootstrap(c); err == nil {
+			t.Errorf("no error for %+v", c)
+		}
+	}
+}
+
+// TestSettingsAlone: a change of settings changes one resource, whatever they
+// encode to, and nodes change the endpoints alone.
+func TestSettingsAlone(t *testing.T) {
+	c := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: "--"}
+	versions := func(p mirror.GatewayPlan) map[string]string {
+		s, err := Snapshot(c, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]string{}
+		for _, typeURL := range s.Types() {
+			for _, r := range s.Resources(typeURL) {
+				out[typeURL[strings.LastIndex(typeURL, ".")+1:]+"/"+r.Name] = r.Version
+			}
+		}
+		return out
+	}
+	differ := func(a, b map[string]string) (names []string) {
+		for name, v := range a {
+			if b[name] != v {
+				names = append(names, name)
+			}
+		}
+		return names
+	}
+	plan := testPlan()
+	before := versions(plan)
+	plan.Settings.SharePPM = 250_000
+	if d := cmp.Diff([]string{"TypedExtensionConfig/" + SettingsFilter}, differ(before, versions(plan))); d != "" {
+		t.Error(d)
+	}
+	nodes := testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050})
+	if d := cmp.Diff([]string{"ClusterLoadAssignment/" + MirrorCluster}, differ(before, versions(nodes))); d != "" {
+		t.Error(d)
+	}
+	s, err := Snapshot(c, plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := protojson.Marshal(s.Resources(resource.ExtensionConfigType)[1].Any)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(raw), digest(plan.Settings.Encode())) {
+		t.Errorf("the settings resource lacks their digest: %s", raw)
+	}
+}
+
+func TestFaults(t *testing.T) {
+	fit := func(change func(*Config)) Config {
+		c := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000"}
+		change(&c)
+		return c
+	}
+	for want, c := range map[string]Config{
+		"no listener":                   fit(func(c *Config) { c.HTTP = "" }),
+		"write it as host:port":         fit(func(c *Config) { c.HTTP = "8080" }),
+		"an IP address or localhost":    fit(func(c *Config) { c.HTTP = "example.com:80" }),
+		"port isn't in 1 to 65535":      fit(func(c *Config) { c.HTTP = "127.0.0.1:0" }),
+		"a certificate file and a key":  fit(func(c *Config) { c.HTTPS = "127.0.0.1:8443" }),
+		"neither http nor https":        fit(func(c *Config) { c.Upstream = "ftp://x" }),
+		"it has no host":                fit(func(c *Config) { c.Upstream = "http://:80" }),
+		"credentials":                   fit(func(c *Config) { c.Upstream = "http://u:secret@x" }),
+		"a path, a query or a fragment": fit(func(c *Config) { c.Upstream = "http://x/api" }),
+		"the port isn't in":             fit(func(c *Config) { c.Upstream = "http://x:70000" }),
+		"a zone":                        fit(func(c *Config) { c.Upstream = "http://[fe80::1%25eth0]" }),
+		"upstream: parse":               fit(func(c *Config) { c.Upstream = "http://x\x7f" }),
+	} {
+		t.Run(want, func(t *testing.T) {
+			_, err := Snapshot(c, testPlan())
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("error is %v", err)
+			}
+			if err != nil && strings.Contains(err.Error(), "secret") {
+				t.Error("the error tells a password")
+			}
+		})
+	}
+	if _, err := Snapshot(fit(func(*Config) {}), testPlan(mirror.Endpoint{Host: "127.0.0.1"})); err == nil {
+		t.Error("no error for an endpoint without a port")
+	}
+	// All faults at once.
+	err := Config{HTTP: "x", HTTPS: "y", Upstream: "z"}.Validate()
+	for _, want := range []string{"HTTP listener", "HTTPS listener: address", "certificate", "upstream"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q isn't among the faults: %v", want, err)
+		}
+	}
+}
+
+func FuzzParseUpstream(f *testing.F) {
+	for _, s := range []string{"http://localhost:3000", "https://[::1]:8443/", "https://a.example", "http://", "x", "http://%zz"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		up, err := parseUpstream(raw)
+		if err == nil && (up.host == "" || up.port == 0 || up.port > 65535) {
+			t.Errorf("%q: %+v", raw, up)
+		}
+	})
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	c := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: strings.Repeat("-- a line of the plugin\n", 800)}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Snapshot(c, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050})); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

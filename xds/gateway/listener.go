@@ -1,0 +1,269 @@
+package gateway
+
+import (
+	"fmt"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
+	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	metadata "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_metadata/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/periscope-mesh/periscope/xds"
+)
+
+const (
+	// Streams live as long as something moves in them; Envoy's default would
+	// cut a quiet one after five minutes.
+	routeIdleTimeout = time.Hour
+	// How long a listener waits for the plugin when it first comes up.
+	extensionTimeout = 2 * time.Second
+
+	// Envoy's advice for edge proxies: its own defaults let one HTTP/2
+	// connection hold 256 MiB.
+	http2MaxStreams       = 100
+	http2StreamWindow     = 64 << 10
+	http2ConnectionWindow = 1 << 20
+)
+
+func listeners(c Config) ([]xds.Message, error) {
+	var out []xds.Message
+	if c.HTTP != "" {
+		l, err := newListener(HTTPListener, c.HTTP, nil)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, xds.Message{Name: HTTPListener, Message: l})
+	}
+	if c.HTTPS != "" {
+		socket, err := downstreamTLS(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, err
+		}
+		l, err := newListener(HTTPSListener, c.HTTPS, socket)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, xds.Message{Name: HTTPSListener, Message: l})
+	}
+	return out, nil
+}
+
+func newListener(name, hostport string, socket *core.TransportSocket) (*listener.Listener, error) {
+	addr, err := listenAddress(hostport)
+	if err != nil {
+		return nil, err
+	}
+	manager, err := connectionManager(name)
+	if err != nil {
+		return nil, err
+	}
+	typed, err := pack(manager)
+	if err != nil {
+		return nil, err
+	}
+	return &listener.Listener{
+		Name:    name,
+		Address: socketAddress(addr.Addr().String(), uint32(addr.Port())),
+		// With it, a second gateway on the same port would start without a word
+		// and take half of the connections.
+		EnableReusePort: wrapperspb.Bool(false),
+		FilterChains: []*listener.FilterChain{{
+			TransportSocket: socket,
+			Filters: []*listener.Filter{{
+				Name:       "envoy.filters.network.http_connection_manager",
+				ConfigType: &listener.Filter_TypedConfig{TypedConfig: typed},
+			}},
+		}},
+	}, nil
+}
+
+// connectionManager leaves requests and responses as they are.
+func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
+	settings, err := settingsConfig("", "")
+	if err != nil {
+		return nil, err
+	}
+	filters := make([]*hcm.HttpFilter, 0, 3)
+	for _, f := range []struct {
+		name  string
+		empty proto.Message // in force until the real one comes, or if it is refused
+	}{
+		{SettingsFilter, settings},
+		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n")},
+	} {
+		filter, err := discovered(f.name, f.empty)
+		if err != nil {
+			return nil, err
+		}
+		filters = append(filters, filter)
+	}
+	typed, err := pack(&router.Router{SuppressEnvoyHeaders: true})
+	if err != nil {
+		return nil, err
+	}
+	filters = append(filters, &hcm.HttpFilter{
+		Name:       "envoy.filters.http.router",
+		ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed},
+	})
+	return &hcm.HttpConnectionManager{
+		StatPrefix: stat,
+		CodecType:  hcm.HttpConnectionManager_AUTO,
+		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{
+			ConfigSource:    ads(nil),
+			RouteConfigName: routeConfig,
+		}},
+		HttpFilters:                filters,
+		UseRemoteAddress:           wrapperspb.Bool(true),
+		NormalizePath:              wrapperspb.Bool(false),
+		GenerateRequestId:          wrapperspb.Bool(false),
+		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
+		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		Http2ProtocolOptions: &core.Http2ProtocolOptions{
+			MaxConcurrentStreams:        wrapperspb.UInt32(http2MaxStreams),
+			InitialStreamWindowSize:     wrapperspb.UInt32(http2StreamWindow),
+			InitialConnectionWindowSize: wrapperspb.UInt32(http2ConnectionWindow),
+		},
+	}, nil
+}
+
+// discovered is a filter whose configuration comes by ECDS. Whatever becomes
+// of that, the listener works: empty stands in.
+func discovered(name string, empty proto.Message) (*hcm.HttpFilter, error) {
+	typed, err := pack(empty)
+	if err != nil {
+		return nil, err
+	}
+	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: &core.ExtensionConfigSource{
+		ConfigSource:  ads(durationpb.New(extensionTimeout)),
+		DefaultConfig: typed,
+		TypeUrls:      []string{typed.GetTypeUrl()},
+	}}}, nil
+}
+
+// extensions are what the two filters discover.
+func extensions(c Config, encoded string) ([]xds.Message, error) {
+	settings, err := settingsConfig(digest(encoded), encoded)
+	if err != nil {
+		return nil, err
+	}
+	source := c.Plugin
+	if c.PluginVersion != "" {
+		// Last, so that line numbers in error messages stay true.
+		source += "\n-- version " + oneLine(c.PluginVersion) + "\n"
+	}
+	out := make([]xds.Message, 0, 2)
+	for _, e := range []struct {
+		name   string
+		config proto.Message
+	}{{SettingsFilter, settings}, {PluginFilter, pluginConfig(source)}} {
+		typed, err := pack(e.config)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, xds.Message{Name: e.name, Message: &core.TypedExtensionConfig{Name: e.name, TypedConfig: typed}})
+	}
+	return out, nil
+}
+
+func pluginConfig(source string) *lua.Lua {
+	return &lua.Lua{
+		DefaultSourceCode: &core.DataSource{Specifier: &core.DataSource_InlineString{InlineString: source}},
+		StatPrefix:        statPrefix,
+	}
+}
+
+func settingsConfig(revision, encoded string) (*metadata.Config, error) {
+	config := &metadata.Config{}
+	for _, m := range []struct{ namespace, key, value string }{
+		{revisionNamespace, "r", revision},
+		{settingsNamespace, "s", encoded},
+	} {
+		value, err := structpb.NewStruct(map[string]any{m.key: m.value})
+		if err != nil {
+			return nil, fmt.Errorf("settings: %w", err)
+		}
+		config.Metadata = append(config.Metadata, &metadata.Metadata{
+			MetadataNamespace: m.namespace,
+			AllowOverwrite:    true,
+			Value:             value,
+		})
+	}
+	return config, nil
+}
+
+func downstreamTLS(certFile, keyFile string) (*core.TransportSocket, error) {
+	file := func(name string) *core.DataSource {
+		return &core.DataSource{Specifier: &core.DataSource_Filename{Filename: name}}
+	}
+	return tlsSocket(&tls.DownstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{
+		AlpnProtocols:   []string{"h2", "http/1.1"},
+		TlsCertificates: []*tls.TlsCertificate{{CertificateChain: file(certFile), PrivateKey: file(keyFile)}},
+	}})
+}
+
+func tlsSocket(context proto.Message) (*core.TransportSocket, error) {
+	typed, err := pack(context)
+	if err != nil {
+		return nil, err
+	}
+	return &core.TransportSocket{
+		Name:       "envoy.transport_sockets.tls",
+		ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed},
+	}, nil
+}
+
+func routes() *route.RouteConfiguration {
+	return &route.RouteConfiguration{
+		Name: routeConfig,
+		// What Envoy would add about the client besides x-forwarded-for and
+		// x-forwarded-proto.
+		RequestHeadersToRemove: []string{"x-envoy-external-address", "x-envoy-internal"},
+		VirtualHosts: []*route.VirtualHost{{
+			Name:    "all",
+			Domains: []string{"*"},
+			Routes: []*route.Route{{
+				Name:  "default",
+				Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}},
+				Action: &route.Route_Route{Route: &route.RouteAction{
+					ClusterSpecifier: &route.RouteAction_Cluster{Cluster: UpstreamCluster},
+					Timeout:          durationpb.New(0),
+					IdleTimeout:      durationpb.New(routeIdleTimeout),
+				}},
+			}},
+		}},
+	}
+}
+
+// ads is the configuration source of everything: the one stream.
+func ads(initialTimeout *durationpb.Duration) *core.ConfigSource {
+	return &core.ConfigSource{
+		ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}},
+		ResourceApiVersion:    core.ApiVersion_V3,
+		InitialFetchTimeout:   initialTimeout,
+	}
+}
+
+func socketAddress(host string, port uint32) *core.Address {
+	return &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+		Address:       host,
+		PortSpecifier: &core.SocketAddress_PortValue{PortValue: port},
+	}}}
+}
+
+func pack(m proto.Message) (*anypb.Any, error) {
+	out := new(anypb.Any)
+	if err := anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+		return nil, fmt.Errorf("marshal %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return out, nil
+}

@@ -1,0 +1,220 @@
+package xds
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	protocolSotW  = "sotw"
+	protocolDelta = "delta"
+
+	maxRecvBytes     = 4 << 20
+	maxGRPCStreams   = 100 // a client's TCP connection; xDS needs one
+	maxLoggedClients = 256
+
+	defaultMaxConnections = 1000
+)
+
+// Config is what New needs.
+type Config struct {
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// Select gives the key of the snapshot that a client is served. It is
+	// called once a stream. A client for which it fails is held without answer:
+	// were it refused, it would come back at once, again and again.
+	Select         func(*core.Node) (key string, err error) // default SelectByRole
+	MaxConnections int                                      // streams in all, default 1000; more are refused
+}
+
+// Server is the aggregated discovery service.
+//
+// Each stream has at most one unsent response a type, and gets the next only
+// when it has replied to the last: what is set meanwhile is merged. So memory
+// is bounded by the number of streams and the size of the snapshots.
+type Server struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+
+	logger  *slog.Logger
+	sel     func(*core.Node) (string, error)
+	max     int
+	metrics *metrics
+
+	// mu guards all below, connections' fields included. Nothing done under it
+	// waits: responses go into channels that have room.
+	mu          sync.Mutex
+	keys        map[string]*keyState
+	connections map[*connection]struct{}
+	opened      uint64
+	logged      map[string]struct{} // clients without identity that were logged
+}
+
+// keyState is a snapshot and who waits for its next.
+type keyState struct {
+	snapshot *Snapshot
+	watches  map[*watch]struct{}
+}
+
+// New makes a Server; it starts nothing.
+func New(c Config) (*Server, error) {
+	if c.Logger == nil || c.Registerer == nil {
+		return nil, fmt.Errorf("make xds server: a logger and a registerer are needed")
+	}
+	m, err := newMetrics(c.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("make xds server: %w", err)
+	}
+	if c.Select == nil {
+		c.Select = SelectByRole
+	}
+	return &Server{
+		logger:      c.Logger.With("component", "xds"),
+		sel:         c.Select,
+		max:         cmp.Or(c.MaxConnections, defaultMaxConnections),
+		metrics:     m,
+		keys:        map[string]*keyState{},
+		connections: map[*connection]struct{}{},
+		logged:      map[string]struct{}{},
+	}, nil
+}
+
+// NewGRPCServer makes a gRPC server with the limits that xDS clients need:
+// istiod and Envoy ping more often than grpc-go's default allows.
+//
+// Discovery streams end only when their client goes, so GracefulStop would
+// wait for ever: use Stop.
+func NewGRPCServer(extra ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append([]grpc.ServerOption{
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.MaxRecvMsgSize(maxRecvBytes),
+		grpc.MaxConcurrentStreams(maxGRPCStreams),
+		grpc.ConnectionTimeout(10 * time.Second),
+	}, extra...)...)
+}
+
+// Register adds the discovery service to a gRPC server.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
+}
+
+// SetSnapshot swaps what clients of a key are served, as a whole, and answers
+// those that wait for something which changed. A nil snapshot takes the key
+// away: its clients keep what they have and get no further answer.
+func (s *Server) SetSnapshot(key string, snapshot *Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.key(key)
+	k.snapshot = snapshot
+	if snapshot == nil {
+		s.release(key, k)
+		return
+	}
+	for w := range k.watches {
+		if w.try(snapshot) {
+			delete(k.watches, w)
+		}
+	}
+}
+
+// key gives the state of a key, made if need be. Under s.mu.
+func (s *Server) key(key string) *keyState {
+	k := s.keys[key]
+	if k == nil {
+		k = &keyState{watches: map[*watch]struct{}{}}
+		s.keys[key] = k
+	}
+	return k
+}
+
+// release forgets a key that has neither snapshot nor watches, so that clients
+// can't fill memory with keys they make up. Under s.mu.
+func (s *Server) release(key string, k *keyState) {
+	if k.snapshot == nil && len(k.watches) == 0 && s.keys[key] == k {
+		delete(s.keys, key)
+	}
+}
+
+// StreamAggregatedResources serves the state-of-the-world protocol. The
+// library's handler is made for each stream, with the stream's connection as
+// its cache: so a watch knows whose it is.
+func (s *Server) StreamAggregatedResources(stream discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	c, err := s.open(stream.Context(), protocolSotW)
+	if err != nil {
+		return err
+	}
+	defer s.close(c)
+	return sotw.NewServer(stream.Context(), c, c).StreamHandler(stream, "")
+}
+
+// DeltaAggregatedResources serves the incremental protocol.
+func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	c, err := s.open(stream.Context(), protocolDelta)
+	if err != nil {
+		return err
+	}
+	defer s.close(c)
+	return delta.NewServer(stream.Context(), c, c).DeltaStreamHandler(stream, "")
+}
+
+func (s *Server) open(ctx context.Context, protocol string) (*connection, error) {
+	c := &connection{server: s, protocol: protocol, connectedAt: time.Now(), types: map[string]*tracker{}}
+	if p, ok := peer.FromContext(ctx); ok {
+		c.address = p.Addr.String()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.connections) >= s.max {
+		return nil, s.refuse(refusedConnections, "the server has its %d streams", s.max)
+	}
+	s.opened++
+	c.serial = s.opened
+	s.connections[c] = struct{}{}
+	s.metrics.connections.WithLabelValues(protocol).Inc()
+	return c, nil
+}
+
+func (s *Server) close(c *connection) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.connections, c)
+	s.metrics.connections.WithLabelValues(c.protocol).Dec()
+}
+
+// refuse counts and makes the error that ends a stream.
+func (s *Server) refuse(reason, format string, args ...any) error {
+	s.metrics.refused.WithLabelValues(reason).Inc()
+	return status.Errorf(codes.ResourceExhausted, format, args...)
+}
+
+// Connections lists the open streams, the oldest first.
+func (s *Server) Connections() []Connection {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*connection, 0, len(s.connections))
+	for c := range s.connections {
+		list = append(list, c)
+	}
+	slices.SortFunc(list, func(a, b *connection) int { return cmp.Compare(a.serial, b.serial) })
+	out := make([]Connection, 0, len(list))
+	for _, c := range list {
+		out = append(out, c.export())
+	}
+	return out
+}
