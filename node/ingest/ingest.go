@@ -85,6 +85,7 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.Logger = cfg.Logger.With("component", "ingest")
 	if cfg.Limits == (event.Limits{}) {
 		cfg.Limits = event.DefaultLimits()
 	}
