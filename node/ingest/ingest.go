@@ -69,6 +69,7 @@ type Handler struct {
 	cfg     Config
 	budget  chan struct{} // one token per bodyUnit of MaxBodyBytes
 	metrics *metrics
+	ledger  *ledger
 }
 
 // bodyUnit is the grain of the budget for bodies being read.
@@ -103,6 +104,7 @@ func New(cfg Config) (*Handler, error) {
 	}
 	h := &Handler{cfg: cfg, budget: make(chan struct{}, cfg.MaxBodyBytes/bodyUnit)}
 	h.metrics = newMetrics(cfg.Registerer, cfg.Ring)
+	h.ledger = newLedger(cfg.Registerer)
 	return h, nil
 }
 
@@ -173,6 +175,7 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 	if err != nil {
 		return h.refuse(http.StatusUnauthorized, reasonAuthentication, "the gateway's identity could not be verified")
 	}
+	h.ledger.observe(gateway, &b.Header, received)
 	a := answer{}
 	a.Accepted, a.Dropped = h.cfg.Ring.Push(b, gateway, received, len(body))
 	h.metrics.bytes.Add(float64(len(body)))

@@ -243,6 +243,34 @@ func TestBusy(t *testing.T) {
 	<-done
 }
 
+func TestLedger(t *testing.T) {
+	r := newRig(t, nil)
+	send := func(vm string, seq, seen, mirrored uint64) {
+		t.Helper()
+		h := &event.Header{Version: event.Version, Gateway: "ns/gw", VM: vm, Seq: seq, Counters: map[string]uint64{event.CounterSeen: seen, event.CounterMirrored: mirrored, "unheard_of": 9}}
+		if w := r.post(bytes.NewReader(event.AppendHeader(nil, h)), nil); w.Code != 202 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+	}
+	send("a", 1, 10, 5)
+	send("a", 4, 30, 9) // 2 and 3 are lost, or late
+	send("a", 3, 25, 8) // late: told already
+	send("a", 5, 20, 9) // goes back: ignored
+	send("b", 7, 1000, 1000)
+	send("b", 8, 1001, 1000)
+	for series, want := range map[string]float64{"seen": 31, "mirrored": 9} {
+		if got := counter(t, r.reg, "periscope_gateway_exchanges_total", series); got != want {
+			t.Errorf("%s: %v, want %v", series, got, want)
+		}
+	}
+	families, _ := r.reg.Gather()
+	for _, f := range families {
+		if f.GetName() == "periscope_gateway_batches_total" && f.GetMetric()[0].GetCounter().GetValue() != 7 {
+			t.Errorf("batches sent: %v, want 7", f.GetMetric()[0].GetCounter().GetValue())
+		}
+	}
+}
+
 type refusing struct{}
 
 func (refusing) Authenticate(*http.Request, string) (string, error) { return "", errors.New("no") }
