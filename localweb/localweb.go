@@ -15,33 +15,39 @@ import (
 	"strings"
 )
 
-// Guard answers 421 to requests whose Host is neither a loopback name or
-// address nor one of hosts (DNS rebinding: a name of the attacker's that
-// resolves to loopback), and 405 to methods other than GET and HEAD.
+// Guard answers 421 to requests that come over loopback for a name that is
+// neither localhost nor one of hosts: a page whose author made his own name
+// resolve to loopback would send them (DNS rebinding). Addresses are no names.
+// It answers 405 to methods other than GET and HEAD.
 func Guard(next http.Handler, hosts ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !Local(r.Host) && !slices.Contains(hosts, hostname(r.Host)) {
-			http.Error(w, "this server answers to localhost only", http.StatusMisdirectedRequest)
-			return
-		}
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		switch {
+		case overLoopback(r.RemoteAddr) && !nameless(r.Host) && !slices.Contains(hosts, hostname(r.Host)):
+			http.Error(w, "this server answers for localhost and IP addresses, not for the name in the request", http.StatusMisdirectedRequest)
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			w.Header().Set("Allow", "GET, HEAD")
 			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
-			return
+		default:
+			next.ServeHTTP(w, r)
 		}
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		next.ServeHTTP(w, r)
 	})
 }
 
-// Local tells whether a Host header names this machine's loopback.
-func Local(host string) bool {
+// overLoopback also holds for addresses that cannot be told.
+func overLoopback(remote string) bool {
+	addr, err := netip.ParseAddrPort(remote)
+	return err != nil || addr.Addr().Unmap().IsLoopback()
+}
+
+// nameless tells whether a Host header is an IP address or localhost.
+func nameless(host string) bool {
 	name := hostname(host)
 	if name == "localhost" {
 		return true
 	}
-	ip, err := netip.ParseAddr(name)
-	return err == nil && ip.IsLoopback()
+	_, err := netip.ParseAddr(name)
+	return err == nil
 }
 
 // RequireLoopback refuses addresses that others can reach, naming the flag
@@ -51,7 +57,7 @@ func RequireLoopback(flag, addr string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %q is not host:port", flag, addr)
 	}
-	if !Local(addr) {
+	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return fmt.Errorf("%s: %q is not a loopback address; this server has no authentication, so put an authenticating proxy before it", flag, host)
 	}
 	return nil

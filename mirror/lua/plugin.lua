@@ -566,27 +566,33 @@ local function trailers(h, t, s)
   failed(h, encoded)
 end
 
-function envoy_on_request(h)
-  local ok, p = pcall(begin, h)
-  if not ok then return failed(h, p) end
-  if not p then return end
-  local max, got, parts = p.max, 0, nil
+-- follow copies a body as it streams by, up to max bytes, into part, and gives
+-- true at its end; false when the exchange's event has been made meanwhile.
+local function follow(h, p, part, max)
+  local got, parts = 0, nil
   for chunk in h:bodyChunks() do
-    if p.done then return end
+    if p.done then return false end
     local n = chunk:length()
-    p.len = p.len + n
+    part.len = part.len + n
     if got < max and n > 0 then
       local take = got + n > max and max - got or n
-      if not parts then parts = {}; p.parts = parts end
+      if not parts then parts = {}; part.parts = parts end
       parts[#parts + 1] = chunk:getBytes(0, take)
       got = got + take
-      p.got = got
+      part.got = got
       p.size = p.size + take
       open_bytes = open_bytes + take
     end
   end
+  return not p.done
+end
+
+function envoy_on_request(h)
+  local ok, p = pcall(begin, h)
+  if not ok then return failed(h, p) end
+  if not p or not follow(h, p, p, p.max) then return end
   p.qend = true
-  if p.len > 0 and not p.done then
+  if p.len > 0 then
     local t = h:trailers()
     if t then p.qt = trailers(h, t, p.s) end
   end
@@ -631,23 +637,7 @@ end
 function envoy_on_response(h)
   local ok, p, r = pcall(respond, h)
   if not ok then return failed(h, p) end
-  if not r then return end
-  local max, got, parts = r.max, 0, nil
-  for chunk in h:bodyChunks() do
-    if p.done then return end
-    local n = chunk:length()
-    r.len = r.len + n
-    if got < max and n > 0 then
-      local take = got + n > max and max - got or n
-      if not parts then parts = {}; r.parts = parts end
-      parts[#parts + 1] = chunk:getBytes(0, take)
-      got = got + take
-      r.got = got
-      p.size = p.size + take
-      open_bytes = open_bytes + take
-    end
-  end
-  if p.done then return end
+  if not r or not follow(h, p, r, r.max) then return end
   if r.len > 0 then
     local t = h:trailers()
     if t then r.rt = trailers(h, t, p.s) end

@@ -215,7 +215,7 @@ func (r *Request) parseBody(e *event.Event, c *collector) {
 			}
 		} else if isText(body) {
 			c.add(Value{Kind: Body, Key: "body", Raw: body, Text: string(body)})
-			if typ == "" && bytes.IndexByte(body, '=') > 0 && bytes.IndexAny(body[:min(len(body), 512)], " \n") < 0 {
+			if typ == "" && bytes.IndexByte(body, '=') > 0 && !bytes.ContainsAny(body[:min(len(body), 512)], " \n") {
 				c.urlencoded(Form, body)
 			}
 		} else {

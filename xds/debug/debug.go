@@ -5,8 +5,8 @@
 // shown as it is. It asks for no identity, so whoever serves it beyond loopback
 // must know who can reach it.
 //
-// The commands may import it; it imports xds only, and takes everything else as
-// functions.
+// The commands may import it; it imports xds and localweb, and takes everything
+// else as functions.
 package debug
 
 import (
@@ -15,9 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/periscope-mesh/periscope/localweb"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -106,42 +105,14 @@ func New(c Config) (http.Handler, error) {
 	return guard(mux), nil
 }
 
-// guard lets only reading requests through, and none that a web page made by
-// giving its own name our address (DNS rebinding): from this host, we are asked
-// for by address or as localhost.
+// guard keeps browsers from doing more with a page than showing it.
 func guard(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return localweb.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
-		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("Cache-Control", "no-store")
 		header.Set("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-		switch {
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			header.Set("Allow", "GET, HEAD")
-			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
-		case fromLoopback(r.RemoteAddr) && !plainHost(r.Host):
-			http.Error(w, "ask for an IP address or localhost", http.StatusMisdirectedRequest)
-		default:
-			next.ServeHTTP(w, r)
-		}
-	})
-}
-
-func fromLoopback(remote string) bool {
-	addr, err := netip.ParseAddrPort(remote)
-	return err != nil || addr.Addr().Unmap().IsLoopback() // unknown is no safer
-}
-
-func plainHost(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	_, err := netip.ParseAddr(host)
-	return err == nil
+		next.ServeHTTP(w, r)
+	}))
 }
 
 // names lists the pages, without list itself, as istiod does.
