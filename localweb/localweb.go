@@ -15,16 +15,16 @@ import (
 	"strings"
 )
 
-// Guard answers 421 to requests that come over loopback for a name that is
-// neither localhost nor one of hosts: a page whose author made his own name
-// resolve to loopback would send them (DNS rebinding). Addresses are no names.
-// It answers 405 to methods other than GET and HEAD.
+// Guard answers 421 to requests whose Host is neither loopback's name or
+// address nor one of hosts: a page whose author made his own name resolve to
+// loopback would send them (DNS rebinding). It answers 405 to methods other
+// than GET and HEAD.
 func Guard(next http.Handler, hosts ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		switch {
-		case overLoopback(r.RemoteAddr) && !nameless(r.Host) && !slices.Contains(hosts, hostname(r.Host)):
-			http.Error(w, "this server answers for localhost and IP addresses, not for the name in the request", http.StatusMisdirectedRequest)
+		case !loopback(hostname(r.Host)) && !slices.Contains(hosts, hostname(r.Host)):
+			http.Error(w, "this server answers for localhost, not for the name in the request", http.StatusMisdirectedRequest)
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			w.Header().Set("Allow", "GET, HEAD")
 			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
@@ -34,20 +34,9 @@ func Guard(next http.Handler, hosts ...string) http.Handler {
 	})
 }
 
-// overLoopback also holds for addresses that cannot be told.
-func overLoopback(remote string) bool {
-	addr, err := netip.ParseAddrPort(remote)
-	return err != nil || addr.Addr().Unmap().IsLoopback()
-}
-
-// nameless tells whether a Host header is an IP address or localhost.
-func nameless(host string) bool {
-	name := hostname(host)
-	if name == "localhost" {
-		return true
-	}
-	_, err := netip.ParseAddr(name)
-	return err == nil
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // RequireLoopback refuses addresses that others can reach, naming the flag
@@ -57,7 +46,7 @@ func RequireLoopback(flag, addr string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %q is not host:port", flag, addr)
 	}
-	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
+	if !loopback(host) {
 		return fmt.Errorf("%s: %q is not a loopback address; this server has no authentication, so put an authenticating proxy before it", flag, host)
 	}
 	return nil

@@ -70,7 +70,7 @@ func checkTemplate(t *testing.T, got string) {
 }
 
 func FuzzPathTemplate(f *testing.F) {
-	for _, seed := range []string{"/", "/a/1?b", "/../../etc/passwd", "/\xff\x00", "/" + strings.Repeat("9", 5000), "/‮x"} {
+	for _, seed := range []string{"/", "/a/1?b", "/../../etc/passwd", "/\xff\x00", "/" + strings.Repeat("9", 5000), "/\u202ex"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, path string) {

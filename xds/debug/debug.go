@@ -107,12 +107,13 @@ func New(c Config) (http.Handler, error) {
 
 // guard keeps browsers from doing more with a page than showing it.
 func guard(next http.Handler) http.Handler {
-	return localweb.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	guarded := localweb.Guard(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Cache-Control", "no-store")
 		header.Set("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-		next.ServeHTTP(w, r)
-	}))
+		guarded.ServeHTTP(w, r)
+	})
 }
 
 // names lists the pages, without list itself, as istiod does.
