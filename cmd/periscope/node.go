@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/periscope-mesh/periscope/localweb"
+	"github.com/periscope-mesh/periscope/node/detect"
+	"github.com/periscope-mesh/periscope/node/ingest"
+	nodepolicy "github.com/periscope-mesh/periscope/node/policy"
+	"github.com/periscope-mesh/periscope/node/store"
+)
+
+// nodeFlags are the flags of a node, also inside periscope up.
+type nodeFlags struct {
+	listen         string
+	insecureListen string
+	admin          string
+	workers        int
+	retention      time.Duration
+}
+
+func (f *nodeFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.listen, "node-listen", "127.0.0.1:5050", "loopback address for mirrored traffic")
+	flags.StringVar(&f.insecureListen, "insecure-listen", "", "address for mirrored traffic from anybody who can reach it, in place of --node-listen: nothing authenticates the sender")
+	flags.StringVar(&f.admin, "node-admin", "127.0.0.1:9090", "loopback address for the node's /live, /ready, /metrics and /debug")
+	flags.IntVar(&f.workers, "workers", 0, "threads that analyse; 0: one per core")
+	flags.DurationVar(&f.retention, "retention", 30*24*time.Hour, "how long attacks are kept after their last hit")
+}
+
+func newNode(o *options) *cobra.Command {
+	var f nodeFlags
+	var control, dataDir, name string
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Take mirrored traffic, detect attacks and store them",
+		Long: `Take mirrored traffic, detect attacks and store them.
+
+The node takes its policies from the control plane and can start before it.
+periscope console shows what it has stored.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := o.logger()
+			if err != nil {
+				return err
+			}
+			dir, err := makeDataDir(dataDir)
+			if err != nil {
+				return err
+			}
+			n, err := openNode(cmd.Context(), nodeConfig{nodeFlags: f, control: control, name: name, dataDir: dir, logger: logger})
+			if err != nil {
+				return err
+			}
+			defer n.close()
+			return n.run(cmd.Context())
+		},
+	}
+	f.add(cmd.Flags())
+	cmd.Flags().StringVar(&control, "control", "127.0.0.1:15051", "address of the control plane's xDS server")
+	cmd.Flags().StringVar(&name, "name", hostname(), "name of this node, as the control plane shows it")
+	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the store")
+	return cmd
+}
+
+func hostname() string {
+	if name, err := os.Hostname(); err == nil {
+		return name
+	}
+	return "node"
+}
+
+type nodeConfig struct {
+	nodeFlags
+	control string
+	name    string
+	dataDir string
+	logger  *slog.Logger
+}
+
+// node is an analysis node:
+//
+//	gateways ─► [2] listener ─► [5] ingest ─► [4] ring ─► [6] analysis ─► [3] writer ─► [1] store
+//	control plane ─► [7] policies ─────────────────────────────┘
+//	operators ─► [8] admin: /live /ready /metrics /debug
+//
+// Boxes are opened in the order of their numbers.
+type node struct {
+	cfg      nodeConfig
+	registry *prometheus.Registry
+	store    *store.Store
+	listener net.Listener
+	writer   *store.Writer
+	handler  *ingest.Handler
+	auth     ingest.Authenticator
+	analysis *analysis
+	engine   *detect.Engine
+	policies *nodepolicy.Client
+	admin    net.Listener
+	closers  []func() error
+}
+
+func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
+	n := &node{cfg: cfg, registry: newRegistry()}
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	if cfg.workers <= 0 {
+		n.cfg.workers = runtime.GOMAXPROCS(0)
+	}
+	// [1]
+	n.store, err = store.Open(ctx, store.Config{Path: storePath(cfg.dataDir), Logger: cfg.logger, Registerer: n.registry, Retention: cfg.retention})
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, n.store.Close)
+	// [2]
+	if cfg.insecureListen != "" {
+		n.listener, err = ingest.Listen(ctx, cfg.insecureListen, true)
+	} else {
+		n.listener, err = ingest.Listen(ctx, cfg.listen, false)
+	}
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, n.listener.Close)
+	// [3]
+	n.writer, err = store.NewWriter(store.WriterConfig{Store: n.store, Logger: cfg.logger, Registerer: n.registry})
+	if err != nil {
+		return nil, err
+	}
+	// [4], [5]
+	ring := ingest.NewRing(4096, 64<<20)
+	n.auth = ingest.Trusting{}
+	n.handler, err = ingest.New(ingest.Config{Ring: ring, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
+	if err != nil {
+		return nil, err
+	}
+	// [6], [7]
+	n.engine, err = detect.New(detect.Config{Logger: cfg.logger, Registerer: n.registry})
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, n.engine.Close)
+	n.policies, err = nodepolicy.New(nodepolicy.Config{Address: cfg.control, NodeID: "node~" + cfg.name, Logger: cfg.logger, Registerer: n.registry})
+	if err != nil {
+		return nil, err
+	}
+	n.analysis = newAnalysis(analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
+	// [8]
+	if err := localweb.RequireLoopback("--node-admin", cfg.admin); err != nil {
+		return nil, err
+	}
+	n.admin, err = listenLocal(ctx, "the node's admin pages", cfg.admin)
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, n.admin.Close)
+	if cfg.insecureListen != "" {
+		cfg.logger.Warn("mirrored traffic is taken from anybody who can reach this address", "listen", n.listener.Addr().String())
+	}
+	return n, nil
+}
+
+func (n *node) run(ctx context.Context) error {
+	n.cfg.logger.Info("node started", "mirrored_traffic", n.listener.Addr().String(), "admin", n.admin.Addr().String(), "workers", n.cfg.workers, "store", storePath(n.cfg.dataDir))
+	// The writer outlives analysis: what was detected is stored.
+	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
+	writer, group := new(errgroup.Group), new(errgroup.Group)
+	writer.Go(func() error { return n.writer.Run(writing) })
+	group, ctx = errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(ctx, n.listener, ingest.Server(n.handler, n.cfg.logger)) })
+	group.Go(func() error { return n.analysis.run(ctx, n.cfg.workers) })
+	group.Go(func() error { return n.policies.Run(ctx) })
+	group.Go(func() error { return n.store.Run(ctx) })
+	group.Go(func() error { return serve(ctx, n.admin, pages(localweb.Guard(n.adminHandler()), n.cfg.logger)) })
+	err := group.Wait()
+	stopWriting()
+	return errors.Join(err, writer.Wait())
+}
+
+func (n *node) close() {
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		if err := n.closers[i](); err != nil && !errors.Is(err, net.ErrClosed) {
+			n.cfg.logger.Debug("close", "error", err)
+		}
+	}
+}
+
+// ingestState is /debug/ingestz.
+type ingestState struct {
+	Listen         string `json:"listen"`
+	Insecure       bool   `json:"insecure"`
+	Authentication string `json:"authentication"`
+	RingExchanges  int    `json:"ringExchanges"`
+	RingBytes      int64  `json:"ringBytes"`
+}
+
+func (n *node) ingestState() ingestState {
+	return ingestState{n.listener.Addr().String(), n.cfg.insecureListen != "", n.auth.String(), n.analysis.ring.Len(), n.analysis.ring.Bytes()}
+}
+
+func (n *node) ready() error {
+	if !n.policies.Ready() {
+		return errors.New("no policy has come from the control plane yet; traffic is analysed with defaults")
+	}
+	return nil
+}
+
+// newRegistry makes a process's own metrics registry.
+func newRegistry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
+
+// adminHandler serves the node's pages for operators.
+func (n *node) adminHandler() http.Handler {
+	return adminPages(adminConfig{registry: n.registry, ready: n.ready, states: map[string]func() any{
+		"ingestz": func() any { return n.ingestState() },
+	}})
+}
