@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// pinnedEnvoy is where `make tools` puts the Envoy of this repository.
+const pinnedEnvoy = ".tools/envoy-1.40.0/envoy"
+
+// findEnvoy gives the binary to measure: the flag, the environment, the
+// repository's own, or the one on PATH, in this order.
+func findEnvoy(flag string) (string, error) {
+	for _, p := range []string{flag, os.Getenv("PERISCOPE_ENVOY")} {
+		if p == "" {
+			continue
+		}
+		if _, err := exec.LookPath(p); err != nil {
+			return "", fmt.Errorf("envoy %s: %w", p, err)
+		}
+		return p, nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find envoy: %w", err)
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		p := filepath.Join(dir, pinnedEnvoy)
+		if _, err := exec.LookPath(p); err == nil {
+			return p, nil
+		}
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil || dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	p, err := exec.LookPath("envoy")
+	if err != nil {
+		return "", errors.New("no Envoy found: run `make tools`, or name one with -envoy or PERISCOPE_ENVOY")
+	}
+	return p, nil
+}
+
+// envoyVersion asks the binary: "…  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
+func envoyVersion(ctx context.Context, bin string) (string, error) {
+	out, err := exec.CommandContext(ctx, bin, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", bin, err)
+	}
+	_, v, _ := strings.Cut(string(out), "version: ")
+	if parts := strings.Split(v, "/"); len(parts) > 1 {
+		return parts[1], nil
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// envoy is a gateway under test, a child process.
+type envoy struct {
+	cmd  *exec.Cmd
+	log  string // file of its output
+	addr string // of its listener
+	http *http.Client
+	base string // of its admin interface
+}
+
+// startEnvoy starts one with the configuration given, in a folder of its own,
+// and waits until it serves. The calling goroutine must be locked to its
+// thread: the child inherits that thread's CPU, and dies with that thread.
+func startEnvoy(ctx context.Context, bin, dir string, config []byte, p pinning) (*envoy, error) {
+	file, admin := filepath.Join(dir, "envoy.json"), filepath.Join(dir, "admin")
+	if err := os.WriteFile(file, config, 0o600); err != nil {
+		return nil, fmt.Errorf("write envoy configuration: %w", err)
+	}
+	e := &envoy{log: filepath.Join(dir, "envoy.log"), http: &http.Client{Timeout: 2 * time.Second}}
+	out, err := os.Create(e.log)
+	if err != nil {
+		return nil, fmt.Errorf("create envoy log: %w", err)
+	}
+	defer out.Close()
+	e.cmd = exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "-l", "error", "--admin-address-path", admin)
+	e.cmd.Stdout, e.cmd.Stderr = out, out
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if p.on {
+		if err := setAffinity(p.gateway); err != nil {
+			return nil, err
+		}
+	}
+	err = e.cmd.Start()
+	if p.on {
+		err = errors.Join(err, setAffinity(p.rest))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start envoy: %w", err)
+	}
+	if err := e.wait(ctx, admin); err != nil {
+		tail := e.tail()
+		e.stop()
+		return nil, fmt.Errorf("%w\n%s", err, tail)
+	}
+	return e, nil
+}
+
+// wait polls until the worker serves the listener.
+func (e *envoy) wait(ctx context.Context, adminFile string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if b, err := os.ReadFile(adminFile); err == nil && len(b) > 0 {
+			e.base = "http://" + strings.TrimSpace(string(b))
+			if body, err := e.get(ctx, "/ready"); err == nil && strings.TrimSpace(string(body)) == "LIVE" {
+				return e.findListener(ctx)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("envoy is not ready: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+func (e *envoy) findListener(ctx context.Context) error {
+	body, err := e.get(ctx, "/listeners?format=json")
+	if err != nil {
+		return err
+	}
+	var reply struct {
+		Statuses []struct {
+			Address struct {
+				Socket struct {
+					Address string `json:"address"`
+					Port    int    `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal(body, &reply); err != nil || len(reply.Statuses) != 1 {
+		return fmt.Errorf("envoy's list of listeners is not understood: %q (%v)", body, err)
+	}
+	a := reply.Statuses[0].Address.Socket
+	e.addr = a.Address + ":" + strconv.Itoa(a.Port)
+	return nil
+}
+
+func (e *envoy) get(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.base+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask envoy: %w", err)
+	}
+	resp, err := e.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask envoy: %w", err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("ask envoy: %w", err)
+	}
+	return b, nil
+}
+
+// faults gives the counters, not zero, that say that mirroring did not work.
+func (e *envoy) faults(ctx context.Context) ([]string, error) {
+	b, err := e.get(ctx, `/stats?usedonly&filter=lua.*errors|`+mirrorCluster+`.*(overflow|_timeout|connect_fail|rq_5xx)$`)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if name, v, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && v != "0" {
+			out = append(out, name+" "+v)
+		}
+	}
+	return out, nil
+}
+
+// stop ends the process and reaps it.
+func (e *envoy) stop() {
+	// Both signals may find it gone already, and its exit code means nothing here.
+	_ = e.cmd.Process.Signal(syscall.SIGTERM)
+	kill := time.AfterFunc(3*time.Second, func() { _ = e.cmd.Process.Kill() })
+	defer kill.Stop()
+	_ = e.cmd.Wait()
+	e.http.CloseIdleConnections()
+}
+
+// tail is the end of its log.
+func (e *envoy) tail() string {
+	b, err := os.ReadFile(e.log)
+	if err != nil {
+		return ""
+	}
+	return string(b[max(0, len(b)-2000):])
+}
+
+// cpuTime is what all threads of a process have had, and wanted, so far.
+type cpuTime struct {
+	run  time.Duration
+	wait time.Duration // ready to run, while others had the CPU
+}
+
+func (t cpuTime) sub(u cpuTime) cpuTime { return cpuTime{t.run - u.run, t.wait - u.wait} }
+
+// cpu reads its times from the scheduler's statistics.
+func (e *envoy) cpu() (cpuTime, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", e.cmd.Process.Pid))
+	if err != nil || len(files) == 0 {
+		return cpuTime{}, fmt.Errorf("read envoy's CPU time: no threads (%v)", err)
+	}
+	var sum cpuTime
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a thread that has just ended
+		}
+		if err != nil {
+			return cpuTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
+		}
+		t, err := parseSchedstat(string(b))
+		if err != nil {
+			return cpuTime{}, err
+		}
+		sum.run += t.run
+		sum.wait += t.wait
+	}
+	return sum, nil
+}
+
+// parseSchedstat reads "RUN WAIT SLICES", the first two in nanoseconds.
+func parseSchedstat(s string) (cpuTime, error) {
+	f := strings.Fields(s)
+	if len(f) != 3 {
+		return cpuTime{}, fmt.Errorf("read envoy's CPU time: %q is not a schedstat", s)
+	}
+	run, err1 := strconv.ParseInt(f[0], 10, 64)
+	wait, err2 := strconv.ParseInt(f[1], 10, 64)
+	if err := errors.Join(err1, err2); err != nil {
+		return cpuTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
+	}
+	return cpuTime{time.Duration(run), time.Duration(wait)}, nil
+}
+
+// peakRSS is the largest resident set so far, in bytes.
+func (e *envoy) peakRSS() (int64, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/status", e.cmd.Process.Pid))
+	if err != nil {
+		return 0, fmt.Errorf("read envoy's memory: %w", err)
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if v, ok := strings.CutPrefix(sc.Text(), "VmHWM:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read envoy's memory: %w", err)
+			}
+			return kb << 10, nil
+		}
+	}
+	return 0, errors.New("read envoy's memory: no VmHWM")
+}
