@@ -3,9 +3,7 @@
 # needs root: without it, says what to run.
 set -euo pipefail
 
-for name in chromium chromium-browser google-chrome; do
-  if command -v "$name" >/dev/null; then exit 0; fi
-done
+if command -v chromium >/dev/null; then exit 0; fi
 if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
   echo "installing chromium for the browser tests (Debian package, about a minute)" >&2
   apt-get update -qq
