@@ -34,7 +34,8 @@ run: tools build ## start everything: gateway on :8080 and :8443, console on :80
 .PHONY: test
 test: tools browser build ## run every test, with the real Envoy and a real browser
 	@[[ -n "$(RACE)" ]] || echo "no C compiler: testing without the race detector (Debian, as root: apt-get install gcc)" >&2
-	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) ./...
+	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) $$(go list ./... | grep -v /test/e2e$$)
+	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) ./test/e2e # alone: it has promises of time to keep
 
 .PHONY: browser
 browser: # the browser of the console's tests

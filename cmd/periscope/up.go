@@ -72,6 +72,13 @@ func runUp(ctx context.Context, f upFlags, logger *slog.Logger, out io.Writer) e
 	if err != nil {
 		return err
 	}
+	// Envoy would start without a listener it cannot bind, and say so only in
+	// its refusal.
+	for flag, addr := range map[string]string{"--http": f.http, "--https": f.https} {
+		if err := bindable(ctx, flag, addr); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	defer func() { cancel(); _ = group.Wait() }()
@@ -127,6 +134,18 @@ func runUp(ctx context.Context, f upFlags, logger *slog.Logger, out io.Writer) e
 		return g.run(ctx, func() { announce(out, f, upstream == "", c, view) })
 	})
 	return group.Wait()
+}
+
+// bindable tells whether the gateway will be able to listen.
+func bindable(ctx context.Context, flag, addr string) error {
+	if addr == "" {
+		return nil
+	}
+	l, err := listenLocal(ctx, "the gateway", addr)
+	if err != nil {
+		return fmt.Errorf("%s: %w", flag, err)
+	}
+	return l.Close()
 }
 
 func newGatewayProcess(envoy, dir string, f upFlags, c *control) (*gatewayProcess, error) {

@@ -5,11 +5,11 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -417,6 +417,20 @@ func TestDebugPages(t *testing.T) {
 	}
 }
 
+// A port that somebody else has is an error at once, by the flag's name.
+func TestPortInUse(t *testing.T) {
+	r := newRig(t)
+	l, err := net.Listen("tcp", r.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	out, err := exec.CommandContext(t.Context(), program, "up", "--envoy", envoytest.Path(t), "--data", r.dataDir, "--http", r.http, "--https", "").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "--http") || !strings.Contains(string(out), "address already in use") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 func TestInsecureListenIsShown(t *testing.T) {
 	r := newRig(t).up(t, "--insecure-listen", "0.0.0.0:0")
 	if !strings.Contains(r.output(), "mirrored traffic is taken from anybody") {
@@ -427,7 +441,7 @@ func TestInsecureListenIsShown(t *testing.T) {
 	}
 	get(t, "http://"+r.http+"/etc/passwd")
 	r.attack(t, "the attack", func(a attackRow) bool { return a.Type == "path-traversal" })
-	out, err := exec.CommandContext(context.Background(), program, "node", "--node-listen", "0.0.0.0:0", "--data", t.TempDir()).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), program, "node", "--node-listen", "0.0.0.0:0", "--data", t.TempDir()).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "--insecure-listen") {
 		t.Errorf("a node on all addresses: %v %s", err, out)
 	}
