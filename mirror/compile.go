@@ -83,17 +83,17 @@ func targets(p *policy.MirrorPolicy, g Gateway, matched []bool) bool {
 		}
 		return true
 	}
-	if g.Namespace != p.Metadata.Namespace {
-		return false
-	}
 	if len(p.Spec.TargetRefs) > 0 {
 		hit := false
 		for i, ref := range p.Spec.TargetRefs {
-			if ref.Name == g.Name {
+			if implements(g, ref, p.Metadata.Namespace) {
 				matched[i], hit = true, true
 			}
 		}
 		return hit
+	}
+	if g.Namespace != p.Metadata.Namespace {
+		return false
 	}
 	if s := p.Spec.Selector; s != nil {
 		for k, v := range s.MatchLabels {
@@ -104,6 +104,14 @@ func targets(p *policy.MirrorPolicy, g Gateway, matched []bool) bool {
 	}
 	matched[0] = true
 	return true
+}
+
+// implements tells whether g is the workload behind a Gateway resource.
+func implements(g Gateway, ref policy.TargetRef, namespace string) bool {
+	if len(g.Targets) == 0 {
+		return g.Namespace == namespace && g.Name == ref.Name
+	}
+	return slices.Contains(g.Targets, Target{Group: ref.Group, Namespace: namespace, Name: ref.Name})
 }
 
 func resolve(p *policy.MirrorPolicy, services []NodeService) ([]Endpoint, bool) {

@@ -67,6 +67,14 @@ func TestCompileAttachments(t *testing.T) {
 				{Policy: "ingress/z", Gateways: []string{"ingress/public"}},
 			},
 		},
+		"by the resource it implements": {
+			[]policy.MirrorPolicy{named("shop", "a", func(p *policy.MirrorPolicy) {
+				p.Spec.TargetRefs = []policy.TargetRef{{Group: "networking.istio.io", Kind: "Gateway", Name: "web"}, {Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: "web"}}
+				p.Spec.Nodes.Service = "periscope-node.ingress"
+			})},
+			[]mirror.Gateway{{Namespace: "ingress", Name: "public", Targets: []mirror.Target{{Group: "networking.istio.io", Namespace: "shop", Name: "web"}}}},
+			[]mirror.Attachment{{Policy: "shop/a", Gateways: []string{"ingress/public"}, Problems: []string{`spec.targetRefs[1]: no Gateway "web" of gateway.networking.k8s.io in namespace shop`}}},
+		},
 		"stand-in": {
 			[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) { p.Spec.TargetRefs = []policy.TargetRef{ref("public")} })},
 			[]mirror.Gateway{standIn},

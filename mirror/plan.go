@@ -14,14 +14,31 @@ type Topology struct {
 	Nodes    []NodeService
 }
 
-// Gateway is an ingress gateway workload.
+// Gateway is an ingress gateway workload: the pods that policies govern as one.
 type Gateway struct {
-	Namespace string
+	Namespace string // the pods'
 	Name      string
-	Labels    map[string]string
+	// Labels are those that all of its pods carry: what a policy's selector is
+	// compared with.
+	Labels map[string]string
+	// Selector picks exactly its pods within Namespace; nil for gateways that we
+	// serve directly.
+	Selector map[string]string
+	// Targets are the Gateway resources that the workload implements, of any
+	// namespace: what a policy's targetRefs name. Without any, the workload
+	// stands for itself.
+	Targets []Target
+	Pods    []string // names, sorted
 	// StandIn gateways take part for every target: the gateway of periscope up
 	// stands in for whichever gateways a policy names.
 	StandIn bool
+}
+
+// Target is a Gateway resource.
+type Target struct {
+	Group     string // policy.GroupGatewayAPI or policy.GroupIstio
+	Namespace string
+	Name      string
 }
 
 // ID names the gateway: "namespace/name".
