@@ -10,7 +10,7 @@ ENVOY_DIR := $(CURDIR)/.tools/envoy-1.40.0
 PERISCOPE_ENVOY ?= $(shell command -v envoy || echo $(ENVOY_DIR)/envoy)
 export PERISCOPE_ENVOY
 # Where tools that take minutes to build are kept.
-PERISCOPE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/periscope
+PERISCOPE_CACHE ?= $(shell echo "$${XDG_CACHE_HOME:-$$HOME/.cache}")/periscope
 export PERISCOPE_CACHE
 # The race detector needs a C compiler.
 RACE := $(if $(shell command -v cc),-race,)
@@ -64,6 +64,10 @@ bench: ## run the Go benchmarks: decode, inspect, compile, snapshot, append
 .PHONY: bench-gateway
 bench-gateway: envoy ## what the plugin costs a real Envoy, beside its peers (4 minutes)
 	go run ./test/bench/gateway -envoy "$(PERISCOPE_ENVOY)" $(BENCH_ARGS)
+
+.PHONY: bench-xds
+bench-xds: ## what it costs to configure 10,000 gateways and 100 istiods (2 minutes)
+	go run ./test/bench/xds $(BENCH_ARGS)
 
 .PHONY: generate
 generate: ## regenerate committed code (needs PyPI for protoc)

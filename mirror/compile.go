@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 
 	"github.com/periscope-mesh/periscope/policy"
 )
@@ -27,20 +26,18 @@ func Compile(policies []policy.MirrorPolicy, t Topology) Plan {
 	}
 	for i := range policies {
 		p := &policies[i]
-		plan.Nodes = append(plan.Nodes, nodePolicy(p))
-		plan.Attachments = append(plan.Attachments, attach(p, plan.Gateways, t.Nodes))
+		n := nodePolicy(p)
+		plan.Nodes = append(plan.Nodes, n)
+		plan.Attachments = append(plan.Attachments, attach(p, n.Revision, plan.Gateways, t.Nodes))
 	}
 	slices.SortFunc(plan.Nodes, func(a, b NodePolicy) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(plan.Attachments, func(a, b Attachment) int { return cmp.Compare(a.Policy, b.Policy) })
 	plan.Revision = digest(plan)
-	for i := range plan.Gateways {
-		plan.Gateways[i].Settings.PolicyRev = plan.Revision
-	}
 	return plan
 }
 
 // attach gives p the gateways that it targets and nobody stronger governs.
-func attach(p *policy.MirrorPolicy, gateways []GatewayPlan, services []NodeService) Attachment {
+func attach(p *policy.MirrorPolicy, revision string, gateways []GatewayPlan, services []NodeService) Attachment {
 	a := Attachment{Policy: p.ID()}
 	endpoints, found := resolve(p, services)
 	if !found {
@@ -56,7 +53,7 @@ func attach(p *policy.MirrorPolicy, gateways []GatewayPlan, services []NodeServi
 			a.Problems = append(a.Problems, fmt.Sprintf("gateway %s is governed by the older policy %s", g.Gateway.ID(), g.Policy))
 			continue
 		}
-		g.Policy, g.Endpoints, g.Settings = p.ID(), endpoints, settings(p, g.Gateway)
+		g.Policy, g.Endpoints, g.Settings = p.ID(), endpoints, settings(p, g.Gateway, revision)
 		a.Gateways = append(a.Gateways, g.Gateway.ID())
 	}
 	for i, ok := range matched {
@@ -115,10 +112,7 @@ func implements(g Gateway, ref policy.TargetRef, namespace string) bool {
 }
 
 func resolve(p *policy.MirrorPolicy, services []NodeService) ([]Endpoint, bool) {
-	name, namespace, qualified := strings.Cut(p.Spec.Nodes.Service, ".")
-	if !qualified {
-		namespace = p.Metadata.Namespace
-	}
+	namespace, name := p.NodeService()
 	for _, s := range services {
 		if s.StandIn || s.Name == name && s.Namespace == namespace && (s.Port == 0 || s.Port == p.Spec.Nodes.Port) {
 			return s.Endpoints, true
@@ -127,23 +121,36 @@ func resolve(p *policy.MirrorPolicy, services []NodeService) ([]Endpoint, bool) 
 	return nil, false
 }
 
-func settings(p *policy.MirrorPolicy, g Gateway) Settings {
+func settings(p *policy.MirrorPolicy, g Gateway, revision string) Settings {
 	return Settings{
-		Gateway:  g.ID(),
-		PolicyID: p.ID(),
-		SharePPM: int(math.Round(p.Spec.Sampling.Percent * 1e4)),
-		Mode:     p.Spec.Mode,
-		Match:    p.Spec.Match,
-		Exclude:  p.Spec.Exclude,
-		Always:   p.Spec.Sampling.Always,
-		Request:  p.Spec.Body.Request,
-		Response: p.Spec.Body.Response,
-		Mask:     p.Spec.Mask,
+		Gateway:   g.ID(),
+		PolicyID:  p.ID(),
+		PolicyRev: revision,
+		SharePPM:  int(math.Round(p.Spec.Sampling.Percent * 1e4)),
+		Mode:      p.Spec.Mode,
+		Match:     p.Spec.Match,
+		Exclude:   p.Spec.Exclude,
+		Always:    p.Spec.Sampling.Always,
+		Request:   p.Spec.Body.Request,
+		Response:  p.Spec.Body.Response,
+		Mask:      p.Spec.Mask,
 	}
 }
 
+// policyRevision is of what gateways and nodes do by p, whichever gateways
+// those are: another policy's edit must leave it as it is, for each new
+// revision is a push to the gateways.
+func policyRevision(p *policy.MirrorPolicy, n NodePolicy) string {
+	s := settings(p, Gateway{}, "")
+	s.Gateway = ""
+	return digest(struct {
+		Node     NodePolicy
+		Settings Settings
+	}{n, s})
+}
+
 func nodePolicy(p *policy.MirrorPolicy) NodePolicy {
-	return NodePolicy{
+	n := NodePolicy{
 		ID:          p.ID(),
 		Tenant:      p.Spec.Tenant,
 		Application: p.Spec.Application,
@@ -151,14 +158,17 @@ func nodePolicy(p *policy.MirrorPolicy) NodePolicy {
 		Paranoia:    p.Spec.Detection.Paranoia,
 		Exclusions:  p.Spec.Detection.Exclusions,
 	}
+	n.Revision = policyRevision(p, n)
+	return n
 }
 
-// digest is the plan's content, without its revision. JSON of these types
-// cannot fail: no channels, no functions, no infinities (policy refuses them).
-func digest(p Plan) string {
-	b, err := json.Marshal(p)
+// digest is of a value that doesn't hold its own revision yet. JSON of these
+// types cannot fail: no channels, no functions, no infinities (policy refuses
+// them).
+func digest(v any) string {
+	b, err := json.Marshal(v)
 	if err != nil {
-		panic(fmt.Sprintf("mirror: marshal plan: %v", err))
+		panic(fmt.Sprintf("mirror: marshal %T: %v", v, err))
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:6])

@@ -106,8 +106,50 @@ func TestCompileIsDeterministic(t *testing.T) {
 	if three := mirror.Compile(policies, mirror.Topology{Gateways: []mirror.Gateway{public, internal}, Nodes: nodes}); three.Revision == one.Revision {
 		t.Error("another policy, the same revision")
 	}
-	if one.Gateways[0].Settings.PolicyRev != one.Revision {
-		t.Error("the gateway's settings do not name the revision")
+	if one.Gateways[0].Settings.PolicyRev == "" || one.Gateways[0].Settings.PolicyRev != one.Nodes[0].Revision {
+		t.Error("gateways and nodes don't know the policy by the same revision")
+	}
+}
+
+// A policy's revision is its own: neither another policy nor the topology
+// changes it, and everything that gateways or nodes do by it does.
+func TestPolicyRevision(t *testing.T) {
+	topology := mirror.Topology{Gateways: []mirror.Gateway{public, internal}, Nodes: nodes}
+	compile := func(topology mirror.Topology, change func(a, b *policy.MirrorPolicy)) (a, b string) {
+		policies := []policy.MirrorPolicy{
+			named("ingress", "a", func(p *policy.MirrorPolicy) { p.Spec.TargetRefs = []policy.TargetRef{ref("public")} }),
+			named("ingress", "b", func(p *policy.MirrorPolicy) { p.Spec.TargetRefs = []policy.TargetRef{ref("internal")} }),
+		}
+		if change != nil {
+			change(&policies[0], &policies[1])
+		}
+		plan := mirror.Compile(policies, topology)
+		for _, g := range plan.Gateways {
+			for _, n := range plan.Nodes {
+				if n.ID == g.Policy && n.Revision != g.Settings.PolicyRev {
+					t.Errorf("%s: gateway has revision %q, nodes have %q", n.ID, g.Settings.PolicyRev, n.Revision)
+				}
+			}
+		}
+		return plan.Nodes[0].Revision, plan.Nodes[1].Revision
+	}
+	a, b := compile(topology, nil)
+	if a == b || len(a) != 12 {
+		t.Fatalf("revisions %q and %q", a, b)
+	}
+	for name, change := range map[string]func(a, _ *policy.MirrorPolicy){
+		"sampling":  func(a, _ *policy.MirrorPolicy) { a.Spec.Sampling.Percent = 3 },
+		"detection": func(a, _ *policy.MirrorPolicy) { a.Spec.Detection.Paranoia = 4 },
+		"tenant":    func(a, _ *policy.MirrorPolicy) { a.Spec.Tenant = "shop" },
+		"mode":      func(a, _ *policy.MirrorPolicy) { a.Spec.Mode = policy.ModeOff },
+	} {
+		if a2, b2 := compile(topology, change); a2 == a || b2 != b {
+			t.Errorf("%s of a: a from %q to %q, b from %q to %q", name, a, a2, b, b2)
+		}
+	}
+	other := mirror.Topology{Gateways: []mirror.Gateway{public, internal, {Namespace: "ingress", Name: "more"}}}
+	if a2, b2 := compile(other, nil); a2 != a || b2 != b {
+		t.Error("another topology, other revisions")
 	}
 }
 
@@ -126,6 +168,22 @@ func TestEncode(t *testing.T) {
 		"always\tSuspicious", "request\t65536", "request_types\t*/*", "response\t0", "mask_headers\tcookie", "mask_json\tpassword\tlist", "detect_cards", "",
 	}, "\n")
 	if d := cmp.Diff(want, s.Encode()); d != "" {
+		t.Errorf("-want +got\n%s", d)
+	}
+}
+
+func TestEncodeCluster(t *testing.T) {
+	s := mirror.Settings{Cluster: "outbound|5050||nodes.example"}
+	if got := s.Encode(); !strings.Contains(got, "\ncluster\toutbound|5050||nodes.example\n") {
+		t.Errorf("encoded:\n%s", got)
+	}
+}
+
+// The statement is one line of printable ASCII, whatever the settings hold.
+func TestEncodeLua(t *testing.T) {
+	s := mirror.Settings{Gateway: `a"]]\b`, PolicyID: "é\x00", Mode: policy.ModeMonitor}
+	want := `embedded = "gateway\009a\034]]\092b\010policy\009%C3%A9%00\010rev\009\010share_rev\009\010mode\009Monitor\010ppm\0090\010request\0090\010response\0090\010"` + "\n"
+	if d := cmp.Diff(want, s.EncodeLua()); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
 }

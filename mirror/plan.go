@@ -55,7 +55,7 @@ type NodeService struct {
 
 // Endpoint is one node's address for mirrored traffic.
 type Endpoint struct {
-	Host string // IP address
+	Host string // IP address; for gateways that Istio serves also a DNS name
 	Port int
 }
 
@@ -81,6 +81,7 @@ type GatewayPlan struct {
 // a gateway cannot claim them.
 type NodePolicy struct {
 	ID          string
+	Revision    string // of this policy: what events made under it name
 	Tenant      string
 	Application string
 	Mode        policy.Mode

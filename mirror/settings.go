@@ -14,9 +14,10 @@ import (
 type Settings struct {
 	Gateway   string // the gateway's id, which the plugin puts into batches
 	PolicyID  string
-	PolicyRev string // the plan's revision
+	PolicyRev string // the governing policy's own revision, see NodePolicy
 	ShareRev  string
-	SharePPM  int // sampling probability in parts per million
+	Cluster   string // that mirrored traffic goes to; empty: periscope_mirror
+	SharePPM  int    // sampling probability in parts per million
 	Mode      policy.Mode
 	Match     []policy.Match
 	Exclude   []policy.Match
@@ -31,6 +32,7 @@ type Settings struct {
 //
 //	gateway ns/name          policy ns/name       rev R          share_rev R
 //	ppm N                    mode Off|Monitor     request N      response N
+//	cluster NAME
 //	match   (h|w|e|p)VALUE…  one record an entry: host, wildcard host's suffix,
 //	exclude (h|w|e|p)VALUE…  exact path, path prefix without a slash at its end
 //	request_types T…         response_types T…    always C…
@@ -41,6 +43,9 @@ func (s Settings) Encode() string {
 	record(&b, "policy", s.PolicyID)
 	record(&b, "rev", s.PolicyRev)
 	record(&b, "share_rev", s.ShareRev)
+	if s.Cluster != "" {
+		record(&b, "cluster", s.Cluster)
+	}
 	record(&b, "mode", string(s.Mode))
 	record(&b, "ppm", strconv.Itoa(s.SharePPM))
 	for _, m := range s.Match {
@@ -61,6 +66,23 @@ func (s Settings) Encode() string {
 			b.WriteString("detect_cards\n")
 		}
 	}
+	return b.String()
+}
+
+// EncodeLua writes the settings as a line of Lua for the plugin's end, where
+// nothing but its source can be sent. The plugin reads them only on requests
+// that carry no settings of their own.
+func (s Settings) EncodeLua() string {
+	var b strings.Builder
+	b.WriteString(`embedded = "`)
+	for _, c := range []byte(s.Encode()) {
+		if c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			fmt.Fprintf(&b, "\\%03d", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	b.WriteString("\"\n")
 	return b.String()
 }
 

@@ -7,7 +7,10 @@
 // Anything may import it; it imports nothing of ours.
 package policy
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // APIVersion and Kind are the only ones a policy document may carry.
 const (
@@ -164,3 +167,13 @@ type Nodes struct {
 
 // ID names the policy on the wire and in /debug: "namespace/name".
 func (p *MirrorPolicy) ID() string { return p.Metadata.Namespace + "/" + p.Metadata.Name }
+
+// NodeService names the service of the policy's analysis nodes: "name" is one
+// of the policy's own namespace, "name.namespace" of any.
+func (p *MirrorPolicy) NodeService() (namespace, name string) {
+	name, namespace, qualified := strings.Cut(p.Spec.Nodes.Service, ".")
+	if !qualified {
+		namespace = p.Metadata.Namespace
+	}
+	return namespace, name
+}

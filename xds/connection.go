@@ -57,6 +57,7 @@ type connection struct {
 	held                 string
 	types                map[string]*tracker
 	rewarmed             map[string]struct{} // clusters whose endpoints are due again
+	debug                bool                // istioctl's, which is nobody's client
 }
 
 // watch is a subscription that waits for a change.
@@ -221,7 +222,9 @@ func (c *connection) view(typeURL string, sub cache.Subscription) cache.Subscrip
 // queued notes that a response goes into the stream's channel. Under the
 // server's mutex.
 func (c *connection) queued(typeURL string, set *typeSet, d difference) {
-	c.types[typeURL].building = newPush(set.version, d)
+	t := c.types[typeURL]
+	t.building = newPush(set.version, d)
+	t.building.known = t.known(set, d)
 	if typeURL == resource.EndpointType {
 		c.rewarmed = nil
 	}
@@ -268,6 +271,7 @@ func (c *connection) CreateWatch(req *cache.Request, sub cache.Subscription, out
 		c.types[typeURL].forget(set)
 		d := sotwDifference(typeURL, set, c.view(typeURL, sub))
 		if !d.due {
+			c.types[typeURL].upToDate(set)
 			return false
 		}
 		resp := &discovery.DiscoveryResponse{VersionInfo: set.version, TypeUrl: typeURL}
@@ -295,6 +299,7 @@ func (c *connection) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscri
 		c.types[typeURL].forget(set)
 		d := deltaDifference(typeURL, set, c.view(typeURL, sub))
 		if !d.due {
+			c.types[typeURL].upToDate(set)
 			return false
 		}
 		resp := &discovery.DeltaDiscoveryResponse{SystemVersionInfo: set.version, TypeUrl: typeURL, RemovedResources: d.removed}
@@ -333,9 +338,12 @@ func (c *connection) response(typeURL, nonce, version string) {
 	}
 }
 
+// connectionID is the node's id, made unique by the stream's number.
+func (c *connection) connectionID() string { return fmt.Sprintf("%s-%d", c.id, c.serial) }
+
 func (c *connection) export() Connection {
 	out := Connection{
-		ID: fmt.Sprintf("%s-%d", c.id, c.serial), Node: c.id, Cluster: c.cluster, Version: c.version,
+		ID: c.connectionID(), Node: c.id, Cluster: c.cluster, Version: c.version,
 		Address: c.address, Protocol: c.protocol, Key: c.key, Held: c.held, ConnectedAt: c.connectedAt,
 		Types: make(map[string]TypeState, len(c.types)),
 	}
@@ -352,7 +360,13 @@ func (c *connection) OnStreamClosed(int64, *core.Node) {}
 
 func (c *connection) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error {
 	r.Node = c.identify(r.GetNode())
-	return c.request(r.GetTypeUrl(), r.GetResponseNonce(), r.GetErrorDetail(), r.GetResourceNames())
+	if err := c.request(r.GetTypeUrl(), r.GetResponseNonce(), r.GetErrorDetail(), r.GetResourceNames()); err != nil {
+		return err
+	}
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.types[r.GetTypeUrl()].subscribe(r.GetResourceNames())
+	return nil
 }
 
 func (c *connection) OnStreamResponse(_ context.Context, _ int64, _ *discovery.DiscoveryRequest, r *discovery.DiscoveryResponse) {
@@ -366,7 +380,17 @@ func (c *connection) OnDeltaStreamClosed(int64, *core.Node) {}
 func (c *connection) OnStreamDeltaRequest(_ int64, r *discovery.DeltaDiscoveryRequest) error {
 	r.Node = c.identify(r.GetNode())
 	initial := slices.Collect(maps.Keys(r.GetInitialResourceVersions()))
-	return c.request(r.GetTypeUrl(), r.GetResponseNonce(), r.GetErrorDetail(), r.GetResourceNamesSubscribe(), r.GetResourceNamesUnsubscribe(), initial)
+	if err := c.request(r.GetTypeUrl(), r.GetResponseNonce(), r.GetErrorDetail(), r.GetResourceNamesSubscribe(), r.GetResourceNamesUnsubscribe(), initial); err != nil {
+		return err
+	}
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	t := c.types[r.GetTypeUrl()]
+	t.resubscribe(r.GetResourceNamesSubscribe(), r.GetResourceNamesUnsubscribe())
+	if k := c.server.keys[c.key]; len(initial) > 0 && t.state.Sent == "" && k != nil && k.snapshot != nil {
+		t.claimed(k.snapshot.set(r.GetTypeUrl()), r.GetInitialResourceVersions())
+	}
+	return nil
 }
 
 func (c *connection) OnStreamDeltaResponse(_ int64, _ *discovery.DeltaDiscoveryRequest, r *discovery.DeltaDiscoveryResponse) {

@@ -13,6 +13,7 @@ const (
 	refusedConnections = "connections" // too many streams
 	refusedNames       = "names"       // too many or too long resource names
 	refusedTypes       = "types"       // too many types on one stream
+	refusedDebug       = "debug"       // istioctl: from afar without a certificate, or too often
 )
 
 type metrics struct {
@@ -52,7 +53,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	for _, reason := range []string{refusedIdentity, refusedConnections, refusedNames, refusedTypes} {
+	for _, reason := range []string{refusedIdentity, refusedConnections, refusedNames, refusedTypes, refusedDebug} {
 		m.refused.WithLabelValues(reason)
 	}
 	for _, p := range []string{protocolSotW, protocolDelta} {

@@ -3,9 +3,13 @@ package xds
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +45,7 @@ type Config struct {
 	// were it refused, it would come back at once, again and again.
 	Select         func(*core.Node) (key string, err error) // default SelectByRole
 	MaxConnections int                                      // streams in all, default 1000; more are refused
+	Debug          DebugSource                              // answers istioctl; nil: it is refused
 }
 
 // Server is the aggregated discovery service.
@@ -55,12 +60,13 @@ type Server struct {
 	sel     func(*core.Node) (string, error)
 	max     int
 	metrics *metrics
+	debug   *debugService
 
 	// mu guards all below, connections' fields included. Nothing done under it
 	// waits: responses go into channels that have room.
 	mu          sync.Mutex
 	keys        map[string]*keyState
-	connections map[*connection]struct{}
+	connections map[uint64]*connection // by serial number
 	opened      uint64
 	logged      map[string]struct{} // clients without identity that were logged
 }
@@ -88,8 +94,9 @@ func New(c Config) (*Server, error) {
 		sel:         c.Select,
 		max:         cmp.Or(c.MaxConnections, defaultMaxConnections),
 		metrics:     m,
+		debug:       newDebugService(c.Debug),
 		keys:        map[string]*keyState{},
-		connections: map[*connection]struct{}{},
+		connections: map[uint64]*connection{},
 		logged:      map[string]struct{}{},
 	}, nil
 }
@@ -153,14 +160,24 @@ func (s *Server) release(key string, k *keyState) {
 
 // StreamAggregatedResources serves the state-of-the-world protocol. The
 // library's handler is made for each stream, with the stream's connection as
-// its cache: so a watch knows whose it is.
+// its cache: so a watch knows whose it is. What istioctl asks for is told by
+// the first request's type, and goes to the DebugSource.
 func (s *Server) StreamAggregatedResources(stream discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
 	c, err := s.open(stream.Context(), protocolSotW)
 	if err != nil {
 		return err
 	}
 	defer s.close(c)
-	return sotw.NewServer(stream.Context(), c, c).StreamHandler(stream, "")
+	first, err := stream.Recv()
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return err
+	case isDebug(first.GetTypeUrl()):
+		return s.serveDebug(c, stream, first)
+	}
+	return sotw.NewServer(stream.Context(), c, c).StreamHandler(&replayed{stream, first}, "")
 }
 
 // DeltaAggregatedResources serves the incremental protocol.
@@ -185,7 +202,7 @@ func (s *Server) open(ctx context.Context, protocol string) (*connection, error)
 	}
 	s.opened++
 	c.serial = s.opened
-	s.connections[c] = struct{}{}
+	s.connections[c.serial] = c
 	s.metrics.connections.WithLabelValues(protocol).Inc()
 	return c, nil
 }
@@ -193,7 +210,7 @@ func (s *Server) open(ctx context.Context, protocol string) (*connection, error)
 func (s *Server) close(c *connection) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.connections, c)
+	delete(s.connections, c.serial)
 	s.metrics.connections.WithLabelValues(c.protocol).Dec()
 }
 
@@ -203,18 +220,53 @@ func (s *Server) refuse(reason, format string, args ...any) error {
 	return status.Errorf(codes.ResourceExhausted, format, args...)
 }
 
-// Connections lists the open streams, the oldest first.
+// Connections lists the open streams, the oldest first, istioctl's left out.
 func (s *Server) Connections() []Connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := make([]*connection, 0, len(s.connections))
-	for c := range s.connections {
-		list = append(list, c)
+	for _, c := range s.connections {
+		if !c.debug {
+			list = append(list, c)
+		}
 	}
 	slices.SortFunc(list, func(a, b *connection) int { return cmp.Compare(a.serial, b.serial) })
 	out := make([]Connection, 0, len(list))
 	for _, c := range list {
 		out = append(out, c.export())
+	}
+	return out
+}
+
+// Deliveries tells what a stream was sent of which types, each by name: nil if
+// there is no such stream. The resources are shared: don't change them.
+func (s *Server) Deliveries(connectionID string) map[string][]Delivery {
+	serial, err := strconv.ParseUint(connectionID[strings.LastIndex(connectionID, "-")+1:], 10, 64)
+	if err != nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.connections[serial]
+	if c == nil || c.debug || c.connectionID() != connectionID {
+		return nil
+	}
+	out := make(map[string][]Delivery, len(c.types))
+	for typeURL, t := range c.types {
+		out[typeURL] = slices.Clone(t.delivered)
+	}
+	return out
+}
+
+// Snapshots gives the snapshots that are being served, by key.
+func (s *Server) Snapshots() map[string]*Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[string]*Snapshot, len(s.keys))
+	for key, k := range s.keys {
+		if k.snapshot != nil {
+			out[key] = k.snapshot
+		}
 	}
 	return out
 }

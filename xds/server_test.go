@@ -539,6 +539,7 @@ func TestMetrics(t *testing.T) {
 		"periscope_xds_refused_total{reason=connections}": 0,
 		"periscope_xds_refused_total{reason=names}":       0,
 		"periscope_xds_refused_total{reason=types}":       0,
+		"periscope_xds_refused_total{reason=debug}":       0,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,16 +18,19 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/periscope-mesh/periscope/localweb"
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/lua"
+	"github.com/periscope-mesh/periscope/mirror/topology"
 	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/policy/source"
 	"github.com/periscope-mesh/periscope/xds"
+	"github.com/periscope-mesh/periscope/xds/certs"
 	"github.com/periscope-mesh/periscope/xds/debug"
 	"github.com/periscope-mesh/periscope/xds/gateway"
-	xdsnode "github.com/periscope-mesh/periscope/xds/node"
+	"github.com/periscope-mesh/periscope/xds/mcp"
 )
 
 // controlFlags are the flags of a control plane, also inside periscope up.
@@ -42,11 +45,33 @@ type controlFlags struct {
 	certFile string
 	keyFile  string
 	gateway  string
+	// Of periscope control alone: inside periscope up all is on loopback.
+	xdsCert     string
+	xdsKey      string
+	xdsClientCA string
+	// Of periscope control alone: where Istio's gateways are found.
+	kubeconfig string
+	inCluster  bool
+	form       string
+}
+
+// addMesh adds the flags that make the control plane a source of istiods'.
+func (f *controlFlags) addMesh(flags *pflag.FlagSet) {
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster whose ingress gateways are supplied through its istiods")
+	flags.BoolVar(&f.inCluster, "in-cluster", false, "the cluster is the one that this process runs in")
+	flags.StringVar(&f.form, "form", string(mcp.FormEnvoyFilter), "Istio's resources that carry the plugin: EnvoyFilter, or TrafficExtension (Istio 1.30 and later; each change closes connections)")
+}
+
+// addTLS adds the flags that open the xDS server to other hosts.
+func (f *controlFlags) addTLS(flags *pflag.FlagSet) {
+	flags.StringVar(&f.xdsCert, "xds-tls-cert", "", "certificate chain of the xDS server, PEM; followed when the file changes; with it --xds may be any address; default: plain text")
+	flags.StringVar(&f.xdsKey, "xds-tls-key", "", "private key of the xDS server, PEM")
+	flags.StringVar(&f.xdsClientCA, "xds-tls-client-ca", "", "authorities, PEM, of clients' certificates: who has one may ask for debug pages from other hosts, by istioctl --cert-dir")
 }
 
 func (f *controlFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.policy, "policy", "", "MirrorPolicy file, or directory of them; default: mirror everything")
-	flags.StringVar(&f.xds, "xds", "127.0.0.1:15051", "loopback address of the xDS server")
+	flags.StringVar(&f.xds, "xds", "127.0.0.1:15051", "address of the xDS server; loopback, unless periscope control is given a certificate for it")
 	flags.StringVar(&f.debug, "debug", "127.0.0.1:15080", "loopback address of /debug, /ready, /metrics and /version")
 	flags.StringVar(&f.http, "http", "127.0.0.1:8080", "address at which the gateway takes HTTP; empty: none")
 	flags.StringVar(&f.https, "https", "127.0.0.1:8443", "address at which the gateway takes HTTPS (HTTP/1.1 and HTTP/2); empty: none")
@@ -93,8 +118,8 @@ served, over restarts too, and /debug/policyz shows the fault. Start a gateway
 with the bootstrap that periscope bootstrap prints.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.upstream == "" {
-				return errors.New("--upstream is required: the server behind the gateway, such as http://127.0.0.1:3000")
+			if f.upstream == "" && f.kubeconfig == "" && !f.inCluster {
+				return errors.New("no gateway to serve: name a cluster of Istio's (--kubeconfig or --in-cluster), or with --upstream the server behind a gateway of our own, such as http://127.0.0.1:3000")
 			}
 			logger, err := o.logger()
 			if err != nil {
@@ -103,6 +128,9 @@ with the bootstrap that periscope bootstrap prints.`,
 			dir, err := makeDataDir(dataDir)
 			if err != nil {
 				return err
+			}
+			if f.upstream == "" && !cmd.Flags().Changed("node") {
+				nodes = nil // those of the services that policies name
 			}
 			endpoints, err := parseEndpoints(nodes)
 			if err != nil {
@@ -117,7 +145,9 @@ with the bootstrap that periscope bootstrap prints.`,
 		},
 	}
 	f.add(cmd.Flags())
-	cmd.Flags().StringSliceVar(&nodes, "node", []string{"127.0.0.1:5050"}, "IP address and port of an analysis node; may be repeated")
+	f.addTLS(cmd.Flags())
+	f.addMesh(cmd.Flags())
+	cmd.Flags().StringSliceVar(&nodes, "node", []string{"127.0.0.1:5050"}, "IP address and port of an analysis node; may be repeated; without --upstream the default is the service that a policy names")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the accepted policies and the self-signed certificate")
 	return cmd
 }
@@ -140,23 +170,23 @@ type controlConfig struct {
 type control struct {
 	cfg      controlConfig
 	registry *prometheus.Registry
-	topology mirror.Topology
+	static   mirror.Topology // by flags
 	gateway  gateway.Config
-	source   *source.Source // nil: the default policy
+	mcp      mcp.Config
+	cluster  *topology.Watcher // nil: no istiod is supplied
+	source   *source.Source    // nil: the default policy
 	server   *xds.Server
 	grpc     *grpc.Server
 	xds      net.Listener
 	debug    net.Listener
-	pages    http.Handler
+	pages    *debug.Pages
+	certs    *certs.Certificates // nil: the xDS server speaks plain text
 	closers  []func() error
 	state    atomic.Pointer[controlState]
 	plans    prometheus.Counter
-}
 
-// controlState is what was compiled last.
-type controlState struct {
-	set  source.Set
-	plan mirror.Plan
+	publishing sync.Mutex // held while a plan is made and handed on
+	set        source.Set // until the first plan: the policies read; under publishing
 }
 
 func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error) {
@@ -171,22 +201,27 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 	}
 	c.plans = prometheus.NewCounter(prometheus.CounterOpts{Name: "periscope_control_plans_total", Help: "Plans compiled and published."})
 	c.registry.MustRegister(c.plans)
-	// [2] before [1]: what the source loads is published at once.
-	c.server, err = xds.New(xds.Config{Logger: cfg.logger, Registerer: c.registry})
-	if err != nil {
-		return nil, err
-	}
-	c.grpc = xds.NewGRPCServer()
-	c.server.Register(c.grpc)
-	// [1]
-	if err := c.load(); err != nil {
-		return nil, err
-	}
+	// [4] before [2], which asks it on behalf of istioctl.
 	if c.pages, err = debug.New(c.debugConfig()); err != nil {
 		return nil, err
 	}
+	// [2] before [1]: what the source loads is published at once.
+	c.server, err = xds.New(xds.Config{Logger: cfg.logger, Registerer: c.registry, Select: c.selectClient, Debug: c.pages})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.openGRPC(); err != nil {
+		return nil, err
+	}
+	// [1]
+	if err := c.openCluster(); err != nil {
+		return nil, err
+	}
+	if err := c.load(ctx); err != nil {
+		return nil, err
+	}
 	// [3]
-	if err := errors.Join(localweb.RequireLoopback("--xds", cfg.xds), localweb.RequireLoopback("--debug", cfg.debug)); err != nil {
+	if err := localweb.RequireLoopback("--debug", cfg.debug); err != nil {
 		return nil, err
 	}
 	if c.xds, err = listenLocal(ctx, "xDS", cfg.controlFlags.xds); err != nil {
@@ -200,16 +235,46 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 	return c, nil
 }
 
+// openGRPC makes the gRPC server; without TLS its address must be loopback.
+func (c *control) openGRPC() (err error) {
+	f := c.cfg.controlFlags
+	var options []grpc.ServerOption
+	switch {
+	case f.xdsCert != "" && f.xdsKey != "":
+		c.certs, err = certs.New(certs.Config{CertFile: f.xdsCert, KeyFile: f.xdsKey, ClientCAFile: f.xdsClientCA, Logger: c.cfg.logger})
+		if err != nil {
+			return err
+		}
+		options = append(options, grpc.Creds(credentials.NewTLS(c.certs.ServerConfig())))
+	case f.xdsCert+f.xdsKey+f.xdsClientCA != "":
+		return errors.New("--xds-tls-cert, --xds-tls-key, --xds-tls-client-ca: the first two are needed, both")
+	default:
+		if err := localweb.RequireLoopback("--xds", f.xds); err != nil {
+			return fmt.Errorf("%w; or give it --xds-tls-cert and --xds-tls-key", err)
+		}
+	}
+	c.grpc = xds.NewGRPCServer(options...)
+	c.server.Register(c.grpc)
+	return nil
+}
+
 // configure works out what does not follow from policies.
 func (c *control) configure() error {
+	if len(c.cfg.nodes) > 0 {
+		c.static.Nodes = []mirror.NodeService{{Endpoints: c.cfg.nodes, StandIn: true}}
+	}
+	c.mcp = mcp.Config{Form: mcp.Form(c.cfg.form), Plugin: mcp.Plugin{Source: lua.Source(), Version: lua.Version}}
+	if err := c.mcp.Validate(); c.cfg.form != "" && err != nil {
+		return fmt.Errorf("--form: %w", err)
+	}
+	if c.cfg.upstream == "" {
+		return nil // only istiods' gateways
+	}
 	gw, err := c.cfg.gatewayID()
 	if err != nil {
 		return err
 	}
-	c.topology = mirror.Topology{
-		Gateways: []mirror.Gateway{gw},
-		Nodes:    []mirror.NodeService{{Endpoints: c.cfg.nodes, StandIn: true}},
-	}
+	c.static.Gateways = []mirror.Gateway{gw}
 	c.gateway = gateway.Config{
 		HTTP: c.cfg.http, HTTPS: c.cfg.https, CertFile: c.cfg.certFile, KeyFile: c.cfg.keyFile,
 		Upstream: c.cfg.upstream, UpstreamCAFile: c.cfg.ca, Plugin: lua.Source(), PluginVersion: lua.Version,
@@ -223,45 +288,36 @@ func (c *control) configure() error {
 	return c.gateway.Validate()
 }
 
-// load reads the policies for the first time.
-func (c *control) load() error {
-	if c.cfg.policy == "" {
-		return c.publish(source.Set{Policies: []policy.MirrorPolicy{policy.Default()}})
-	}
-	var err error
-	c.source, err = source.New(source.Config{Path: c.cfg.policy, StateFile: filepath.Join(c.cfg.dataDir, "accepted-policies.json"), Logger: c.cfg.logger})
-	if err != nil {
-		return err
-	}
-	set, err := c.source.Load()
-	if err != nil {
-		return err
+// load reads policies and gateways for the first time, and publishes the plan
+// once both are known: an istiod that is answered before loses what it has.
+func (c *control) load(ctx context.Context) error {
+	set := source.Set{Policies: []policy.MirrorPolicy{policy.Default()}}
+	if c.cfg.policy != "" {
+		var err error
+		c.source, err = source.New(source.Config{Path: c.cfg.policy, StateFile: filepath.Join(c.cfg.dataDir, "accepted-policies.json"), Logger: c.cfg.logger})
+		if err != nil {
+			return err
+		}
+		if set, err = c.source.Load(); err != nil {
+			return err
+		}
 	}
 	if faults := set.Refused(); c.cfg.strict && len(faults) > 0 {
 		return faultError(faults)
 	}
-	return c.publish(set)
-}
-
-// publish compiles policies and hands the result to the xDS server.
-func (c *control) publish(set source.Set) error {
-	plan := mirror.Compile(set.Policies, c.topology)
-	for _, g := range plan.Gateways {
-		s, err := gateway.Snapshot(c.gateway, g)
-		if err != nil {
-			return err
+	c.follow(set)
+	var found topology.Result
+	if c.cluster != nil {
+		var known bool
+		if found, known = c.loadCluster(ctx); !known {
+			c.set = set // published with the first topology
+			return nil
 		}
-		c.server.SetSnapshot(xds.GatewayKey(g.Gateway.ID()), s)
 	}
-	s, err := xdsnode.Snapshot(plan)
-	if err != nil {
-		return err
-	}
-	c.server.SetSnapshot(xds.NodeKey, s)
-	c.state.Store(&controlState{set: set, plan: plan})
-	c.plans.Inc()
-	c.cfg.logger.Info("plan published", "revision", plan.Revision, "policies", len(set.Policies), "gateways", len(plan.Gateways))
-	return nil
+	return c.publish(func(s *controlState) {
+		s.set = set
+		c.place(s, found)
+	})
 }
 
 func (c *control) run(ctx context.Context) error {
@@ -278,16 +334,29 @@ func (c *control) run(ctx context.Context) error {
 	group.Go(func() error {
 		return serve(ctx, c.debug, pages(c.pages, c.cfg.logger))
 	})
+	if c.certs != nil {
+		group.Go(func() error { c.certs.Run(ctx); return nil })
+	}
 	if c.source != nil {
 		group.Go(func() error {
 			return c.source.Run(ctx, func(set source.Set) {
+				c.follow(set)
+				if c.state.Load() == nil {
+					c.publishing.Lock()
+					c.set = set
+					c.publishing.Unlock()
+					return
+				}
 				// Policies are valid here: only our own faults are left, and the
 				// plan before stays in force.
-				if err := c.publish(set); err != nil {
+				if err := c.publish(func(s *controlState) { s.set = set }); err != nil {
 					c.cfg.logger.Error("plan not published", "error", err)
 				}
 			})
 		})
+	}
+	if c.cluster != nil {
+		group.Go(func() error { return c.cluster.Run(ctx, c.observe) })
 	}
 	return group.Wait()
 }

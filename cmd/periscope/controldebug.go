@@ -1,11 +1,25 @@
 package main
 
 import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"os"
+	"runtime"
+	"strings"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	luafilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/lua"
+	"github.com/periscope-mesh/periscope/mirror/topology"
 	"github.com/periscope-mesh/periscope/policy/source"
+	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/debug"
+	"github.com/periscope-mesh/periscope/xds/gateway"
+	"github.com/periscope-mesh/periscope/xds/node/nodev1"
 )
 
 // policyState is /debug/policyz: what was read, and what became of it.
@@ -14,25 +28,142 @@ type policyState struct {
 	Source      string              `json:"source"`
 	Policies    []source.Status     `json:"policies"`
 	Attachments []mirror.Attachment `json:"attachments"`
+	Unresolved  []topology.Problem  `json:"unresolved,omitempty"` // Gateway resources without a workload
 }
 
+// debugConfig asks c for everything anew with each request: its fields are set
+// after the pages are made.
 func (c *control) debugConfig() debug.Config {
 	return debug.Config{
-		Logger:      c.cfg.logger,
-		Policies:    func() any { return c.policyState() },
-		Configs:     c.objects,
-		Connections: c.server.Connections,
-		Plan:        func() any { return c.state.Load().plan },
-		Info:        c.cfg.info,
-		Ready:       c.ready,
-		Version:     currentVersion(),
-		Gatherer:    c.registry,
+		Logger:       c.cfg.logger,
+		Policies:     func() any { return c.policyState() },
+		Configs:      c.objects,
+		Connections:  func() []xds.Connection { return c.server.Connections() },
+		Deliveries:   func(id string) map[string][]xds.Delivery { return c.server.Deliveries(id) },
+		Snapshots:    func() map[string]*xds.Snapshot { return c.server.Snapshots() },
+		Plugin:       pluginOf,
+		Shares:       c.shares,
+		NodeRevision: nodeRevision,
+		Plan:         func() any { return c.current().plan },
+		Mesh:         func() any { return c.mesh() },
+		Ledger:       func() any { return c.ledger() },
+		Info:         c.cfg.info,
+		Ready:        c.ready,
+		Version:      currentVersion(),
+		Gatherer:     c.registry,
+		Instance:     instance(),
 	}
 }
 
+// instance is how istioctl shows this process: by its pod's name, or its host's.
+func instance() debug.Instance {
+	return debug.Instance{
+		ID:    cmp.Or(os.Getenv("POD_NAME"), hostname()),
+		Build: debug.BuildInfo{Version: version, GitRevision: "unknown", GoVersion: runtime.Version(), Status: "unknown", GitTag: version},
+	}
+}
+
+// pluginOf reads which build of the plugin an extension configuration carries.
+// One that isn't this binary's is told by its digest alone.
+func pluginOf(r xds.Resource) (debug.Plugin, bool) {
+	if r.Name != gateway.PluginFilter || r.Any == nil {
+		return debug.Plugin{}, false
+	}
+	extension, filter := new(core.TypedExtensionConfig), new(luafilter.Lua)
+	if r.Any.UnmarshalTo(extension) != nil || extension.GetTypedConfig().UnmarshalTo(filter) != nil {
+		return debug.Plugin{}, false
+	}
+	code := filter.GetDefaultSourceCode().GetInlineString()
+	if strings.HasPrefix(code, lua.Source()) {
+		return debug.Plugin{Version: lua.Version, Digest: lua.Digest()}, true
+	}
+	sum := sha256.Sum256([]byte(code))
+	return debug.Plugin{Version: "unknown", Digest: hex.EncodeToString(sum[:6])}, true
+}
+
+// nodeRevision is the plan's revision in what a node was sent.
+func nodeRevision(r xds.Resource) string {
+	set := new(nodev1.NodePolicySet)
+	if r.Any == nil || r.Any.UnmarshalTo(set) != nil {
+		return ""
+	}
+	return set.GetRevision()
+}
+
+func (c *control) shares() []debug.Share {
+	var out []debug.Share
+	for _, g := range c.current().plan.Gateways {
+		share := debug.Share{Gateway: g.Gateway.ID(), Policy: g.Policy, Percent: float64(g.Settings.SharePPM) / 1e4, Revision: g.Settings.ShareRev,
+			Carrier: "settings filter, by our ADS", Resource: gateway.SettingsFilter}
+		if g.Gateway.Selector != nil {
+			share.Carrier, share.Resource = c.cfg.form+", by istiod: what its proxies have in force is known to istiod", ""
+		}
+		out = append(out, share)
+	}
+	return out
+}
+
+// meshState is /debug/mesh: what there is, and how this control plane is set.
+type meshState struct {
+	Gateways []mirror.Gateway     `json:"gateways"`
+	Nodes    []mirror.NodeService `json:"nodes"`
+	XDS      string               `json:"xds"`
+	XDSTLS   bool                 `json:"xdsTLS"`
+	Debug    string               `json:"debug"`
+	Upstream string               `json:"upstream"`
+	HTTP     string               `json:"http,omitempty"`
+	HTTPS    string               `json:"https,omitempty"`
+	Policy   string               `json:"policySource,omitempty"`
+}
+
+func (c *control) mesh() meshState {
+	f := c.cfg.controlFlags
+	t := c.current().topology
+	return meshState{Gateways: t.Gateways, Nodes: t.Nodes, XDS: f.xds, XDSTLS: c.certs != nil, Debug: f.debug,
+		Upstream: f.upstream, HTTP: f.http, HTTPS: f.https, Policy: f.policy}
+}
+
+// ledgerState is /debug/ledgerz: the control plane counts no exchange.
+type ledgerState struct {
+	Note  string            `json:"note"`
+	Nodes []mirror.Endpoint `json:"nodes"`
+	Steps []ledgerStep      `json:"steps"`
+}
+
+type ledgerStep struct {
+	Step  string `json:"step"`
+	Where string `json:"where"`
+	Count string `json:"count"`
+}
+
+func (c *control) ledger() ledgerState {
+	return ledgerState{
+		Note: "The control plane sees no exchange and has none of these counts: they are kept where the exchanges go, " +
+			"until nodes report their load here. Read them on each node's /metrics and at Envoy's statistics.",
+		Nodes: c.cfg.nodes,
+		Steps: []ledgerStep{
+			{"seen", "gateway", "http.http.downstream_rq_total, http.https.downstream_rq_total"},
+			{"seen, mirrored or not, by the plugin's word", "node /metrics", "periscope_gateway_exchanges_total"},
+			{"sent to nodes, delivered or not", "gateway", "cluster.periscope_mirror.upstream_rq_*"},
+			{"sent by gateways", "node /metrics", "periscope_gateway_batches_total"},
+			{"received, taken, refused, dropped", "node /metrics", "periscope_ingest_*"},
+			{"inspected", "node /metrics", "periscope_detect_*"},
+			{"stored, dropped", "node /metrics", "periscope_store_*"},
+		},
+	}
+}
+
+// current is what was published last; nothing, before the first plan.
+func (c *control) current() *controlState {
+	if s := c.state.Load(); s != nil {
+		return s
+	}
+	return &controlState{}
+}
+
 func (c *control) policyState() policyState {
-	s := c.state.Load()
-	state := policyState{Revision: s.plan.Revision, Source: c.cfg.policy, Policies: s.set.Statuses, Attachments: s.plan.Attachments}
+	s := c.current()
+	state := policyState{Revision: s.plan.Revision, Source: c.cfg.policy, Policies: s.set.Statuses, Attachments: s.plan.Attachments, Unresolved: s.problems}
 	if c.source == nil {
 		state.Source = "built in: mirror everything"
 	}
@@ -41,7 +172,7 @@ func (c *control) policyState() policyState {
 
 // objects are the policies in force.
 func (c *control) objects() []debug.Object {
-	s := c.state.Load()
+	s := c.current()
 	hashes := map[string]string{}
 	for _, status := range s.set.Statuses {
 		hashes[status.ID] = status.Hash

@@ -153,7 +153,7 @@ func newGatewayProcess(envoy, dir string, f upFlags, c *control) (*gatewayProces
 	if err != nil {
 		return nil, err
 	}
-	b, err := gateway.Bootstrap(gateway.BootstrapConfig{Gateway: c.topology.Gateways[0], XDS: c.xds.Addr().String(), Admin: admin})
+	b, err := gateway.Bootstrap(gateway.BootstrapConfig{Gateway: c.static.Gateways[0], XDS: c.xds.Addr().String(), Admin: admin})
 	if err != nil {
 		return nil, err
 	}

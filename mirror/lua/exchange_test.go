@@ -115,6 +115,57 @@ func gateway(t *testing.T, s mirror.Settings, nodeAddr string, upstream http.Han
 	return addr, envoytest.Start(t, b)
 }
 
+// Without a settings filter, as where Istio carries the plugin inline, it goes
+// by the settings at its own end, the mirror cluster's name among them; settings
+// that come with a request go before them.
+func TestEmbeddedSettings(t *testing.T) {
+	for name, tc := range map[string]struct {
+		filters func(embedded mirror.Settings) []map[string]any
+		cluster string
+		want    string // policy
+	}{
+		"alone": {
+			filters: func(s mirror.Settings) []map[string]any {
+				return []map[string]any{luaFilter(lua.Source() + s.EncodeLua())}
+			},
+			cluster: "outbound|5050||nodes.example", want: "default/embedded",
+		},
+		"behind settings": {
+			filters: func(s mirror.Settings) []map[string]any {
+				before := settings(func(s *mirror.Settings) { s.PolicyID = "default/sent" })
+				return []map[string]any{settingsFilter("1", before.Encode()), luaFilter(lua.Source() + s.EncodeLua())}
+			},
+			cluster: "periscope_mirror", want: "default/sent",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := startNode(t)
+			embedded := settings(func(s *mirror.Settings) {
+				s.PolicyID, s.Cluster = "default/embedded", "outbound|5050||nodes.example"
+				s.Exclude = []policy.Match{{Hosts: []string{`a"\b`}}}
+			})
+			addr := envoytest.FreeAddr(t)
+			b := staticEnvoy(addr, "", tc.filters(embedded)...)
+			static := b["static_resources"].(map[string]any)
+			static["clusters"] = []any{cluster(tc.cluster, n.addr, true)}
+			envoytest.Start(t, b)
+			for range 2 {
+				req, err := http.NewRequest("GET", "http://"+addr+"/", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				do(t, req)
+				if got := n.take(1)[0]; got.Policy != tc.want {
+					t.Errorf("policy %q, want %q", got.Policy, tc.want)
+				}
+			}
+			if h := n.lastHeader(); h.PolicyRev != "r1" || h.Gateway != "default/gateway" || h.Counters["errors"] != 0 {
+				t.Errorf("header %+v", h)
+			}
+		})
+	}
+}
+
 func do(t *testing.T, req *http.Request) (*http.Response, []byte) {
 	t.Helper()
 	res, err := http.DefaultTransport.RoundTrip(req)

@@ -98,6 +98,7 @@ local function parse_settings(text)
     elseif k == "policy" then s.policy = v
     elseif k == "rev" then s.rev = v
     elseif k == "share_rev" then s.share_rev = v
+    elseif k == "cluster" then s.cluster = v
     elseif k == "ppm" then s.ppm = tonumber(v) or 0
     elseif k == "mode" then s.on = v == "Monitor"
     elseif k == "match" then s.match = s.match or {}; s.match[#s.match + 1] = parse_match(f)
@@ -373,17 +374,18 @@ end
 
 local settings              -- the revision in force, parsed
 local settings_rev          -- its digest
+local embedded              -- the settings' text, where the source's end sets it: for want of a filter that does
 local batch, batch_events, batch_since, last_flush = buffer.new(65536), 0, 0, 0
 local seq = 0
 local CALL_HEADERS = { [":method"] = "POST", [":path"] = "/v1/events", [":authority"] = "periscope-node", ["content-type"] = "application/msgpack" }
 local CALL_OPTIONS = { asynchronous = true, timeout_ms = CALL_TIMEOUT_MS, send_xff = false, trace_sampled = false }
 local CLUSTER = "periscope_mirror"
 
-local function batch_header(now)
+local function batch_header(s, now)
   local c = { char(0x80 + #COUNTERS) }
   for i = 1, #COUNTERS do c[i + 1] = key(COUNTERS[i]) .. uint(count[COUNTERS[i]]) end
-  return "\137" .. key("v") .. uint(WIRE) .. pair("gateway", settings.gateway or "") .. pair("vm", VM) .. pair("plugin", VERSION)
-    .. pair("policy_rev", settings.rev or "") .. pair("share_rev", settings.share_rev or "")
+  return "\137" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("vm", VM) .. pair("plugin", VERSION)
+    .. pair("policy_rev", s.rev or "") .. pair("share_rev", s.share_rev or "")
     .. key("seq") .. uint(seq) .. key("sent_us") .. uint(now * 1000) .. key("counters") .. table.concat(c)
 end
 
@@ -393,8 +395,9 @@ local function flush(h, now)
   last_flush = now
   local events = batch_events
   batch_events = 0
-  local body = batch_header(now) .. batch:get()
-  local ok = pcall(h.httpCall, h, CLUSTER, CALL_HEADERS, body, CALL_OPTIONS)
+  local s = settings or {} -- none any more, but exchanges begun under them
+  local body = batch_header(s, now) .. batch:get()
+  local ok = pcall(h.httpCall, h, s.cluster or CLUSTER, CALL_HEADERS, body, CALL_OPTIONS)
   if not ok then
     count.lost_batches = count.lost_batches + 1
     count.lost_events = count.lost_events + events
@@ -508,10 +511,11 @@ end
 
 local function load_settings(h, md, now)
   local r = md:get("periscope.rev")
-  r = r and r.r
+  r = r and r.r or embedded -- the text is its own digest
   if r == settings_rev then return settings end
   local t = md:get("periscope.settings")
-  local parsed = t and t.s and t.s ~= "" and parse_settings(t.s) or nil
+  t = t and t.s or embedded
+  local parsed = t and t ~= "" and parse_settings(t) or nil
   if batch_events > 0 then flush(h, now) end -- under the header of the old revision
   settings_rev, settings = r, parsed
   return parsed

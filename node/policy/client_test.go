@@ -169,7 +169,7 @@ func TestClientTakesPolicies(t *testing.T) {
 	if r := control.request(t); r.GetResponseNonce() != "1" || r.GetErrorDetail() != nil || r.GetNode() != nil {
 		t.Errorf("reply: %v", r)
 	}
-	want := Policy{ID: "default/a", Tenant: "shop", Application: "storefront", Mode: ModeMonitor, Paranoia: 2, Exclusions: []Exclusion{{RuleID: 942100, Target: "ARGS:q"}}}
+	want := Policy{ID: "default/a", Revision: "rev1", Tenant: "shop", Application: "storefront", Mode: ModeMonitor, Paranoia: 2, Exclusions: []Exclusion{{RuleID: 942100, Target: "ARGS:q"}}}
 	got, exact := c.Lookup("rev1", "default/a")
 	if d := cmp.Diff(want, got); d != "" || !exact || !c.Ready() || c.Revision() != "rev1" {
 		t.Errorf("exact %v, ready %v, revision %s: %s", exact, c.Ready(), c.Revision(), d)
@@ -217,6 +217,52 @@ func TestClientReconnects(t *testing.T) {
 	}
 	if _, exact := c.Lookup("rev1", "default/a"); !exact {
 		t.Error("policies were lost")
+	}
+}
+
+// A policy is found by its own revision, in whichever set it came, as long as
+// one of the last sets has it.
+func TestLookupByPolicyRevision(t *testing.T) {
+	c, _ := newClient(t, Config{Address: "127.0.0.1:1"})
+	adopt := func(plan int, a, b string) {
+		pa, pb := monitor("default/a", uint32(1+plan%4)), monitor("default/b", 2)
+		pa.Revision, pb.Revision = a, b
+		r, err := decodeSet(encode(t, fmt.Sprint("plan", plan), pa, pb))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.adopt(r)
+	}
+	adopt(0, "a1", "b1")
+	adopt(1, "a2", "b1")
+	adopt(2, "a3", "b1")
+	for _, tt := range []struct {
+		rev, id  string
+		exact    bool
+		paranoia int
+	}{
+		{"a1", "default/a", true, 1},
+		{"a2", "default/a", true, 2},
+		{"a3", "default/a", true, 3},
+		{"b1", "default/b", true, 2},
+		{"plan2", "default/b", false, 2}, // the plan's revision isn't the policy's
+		{"a1", "default/b", false, 2},    // another policy's
+	} {
+		if p, exact := c.Lookup(tt.rev, tt.id); exact != tt.exact || p.Paranoia != tt.paranoia {
+			t.Errorf("%s %s: exact %v, %+v", tt.rev, tt.id, exact, p)
+		}
+	}
+	for i := range keptRevisions { // of the other policy: this one's stay known
+		adopt(3+i, fmt.Sprint("a", 4+i), "b1")
+	}
+	if _, exact := c.Lookup("b1", "default/b"); !exact {
+		t.Error("edits of one policy made another's revision unknown")
+	}
+	if _, exact := c.Lookup("a3", "default/a"); exact {
+		t.Error("a revision of nine sets ago is still known")
+	}
+	if _, err := decodePolicy(&nodev1.NodePolicy{Id: "default/a", Revision: strings.Repeat("x", maxNameBytes+1)}); err == nil || !strings.Contains(err.Error(), "policy's revision is longer") {
+		t.Errorf("error is %v", err)
 	}
 }
 

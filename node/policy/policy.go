@@ -36,6 +36,7 @@ const (
 // change them.
 type Policy struct {
 	ID          string
+	Revision    string // its own
 	Tenant      string
 	Application string
 	Mode        string
@@ -71,7 +72,7 @@ type Client struct {
 	current   atomic.Pointer[history]
 }
 
-// revision is the policies of one plan; never changed once made.
+// revision is the policies of one plan, by id; never changed once made.
 type revision struct {
 	name     string
 	policies map[string]Policy
@@ -130,17 +131,14 @@ func (c *Client) Revision() string {
 	return ""
 }
 
-// Lookup gives the policy that an event was made under. exact tells that it is
-// that very revision's. Else it is the newest known revision's that has the
+// Lookup gives the policy that an event was made under, by the policy's own
+// revision. exact tells that it is that very one. Else it is the newest known revision's that has the
 // policy; and if none has, a default: nothing of it is inspected less than by a
 // policy without wishes. Both are counted.
 func (c *Client) Lookup(policyRev, policyID string) (p Policy, exact bool) {
 	h := c.current.Load()
 	for _, r := range h.revisions {
-		if r.name != policyRev {
-			continue
-		}
-		if p, ok := r.policies[policyID]; ok {
+		if p, ok := r.policies[policyID]; ok && p.Revision == policyRev {
 			c.metrics.exact.Inc()
 			return p, true
 		}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"unicode/utf8"
 
@@ -41,6 +42,7 @@ func decodeSet(raw []byte) (*revision, error) {
 		if err != nil {
 			return nil, fmt.Errorf("policy %d: %w", i, err)
 		}
+		p.Revision = cmp.Or(p.Revision, r.name)
 		if _, ok := r.policies[p.ID]; ok {
 			return nil, fmt.Errorf("policy %d: another one has the id %q", i, p.ID)
 		}
@@ -50,8 +52,11 @@ func decodeSet(raw []byte) (*revision, error) {
 }
 
 func decodePolicy(m *nodev1.NodePolicy) (Policy, error) {
-	p := Policy{ID: m.GetId(), Tenant: m.GetTenant(), Application: m.GetApplication(), Paranoia: int(m.GetParanoia())}
+	p := Policy{ID: m.GetId(), Revision: m.GetRevision(), Tenant: m.GetTenant(), Application: m.GetApplication(), Paranoia: int(m.GetParanoia())}
 	if err := checkName("id", p.ID, true); err != nil {
+		return p, err
+	}
+	if err := checkName("policy's revision", p.Revision, false); err != nil {
 		return p, err
 	}
 	if err := checkName("tenant", p.Tenant, false); err != nil {

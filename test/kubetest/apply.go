@@ -71,6 +71,18 @@ func (c *Cluster) Delete(t testing.TB, text string) {
 	}
 }
 
+// Get reads an object by its path into v.
+func (c *Cluster) Get(t testing.TB, path string, v any) {
+	t.Helper()
+	status, out, err := c.do(t.Context(), http.MethodGet, path, "", nil)
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("get %s: %d %s %v", path, status, out, err)
+	}
+	if err := json.Unmarshal(out, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // path is an object's place in the API, by discovery.
 func (c *Cluster) path(t testing.TB, object map[string]any) (string, error) {
 	version, _ := object["apiVersion"].(string)

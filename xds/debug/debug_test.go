@@ -1,6 +1,8 @@
 package debug
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -18,7 +20,7 @@ import (
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-func fixture(t *testing.T, change ...func(*Config)) http.Handler {
+func fixture(t *testing.T, change ...func(*Config)) *Pages {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "periscope_test", Help: "For tests."}))
@@ -69,7 +71,7 @@ func get(h http.Handler, target string) *httptest.ResponseRecorder {
 func TestPages(t *testing.T) {
 	h := fixture(t)
 	for target, want := range map[string]string{
-		"/debug/list":    `["configz","connections","planz","policyz","syncz"]`,
+		"/debug/list":    `["adsz","configz","connections","planz","policyz","push_status","syncz"]`,
 		"/debug/policyz": `{"accepted":["default/a"]}`,
 		"/debug/configz": `[{"kind":"MirrorPolicy","apiVersion":"periscope.dev/v1alpha1","metadata":{"name":"a","namespace":"default","resourceVersion":"1","creationTimestamp":"2026-01-02T03:04:05Z"},"spec":{"mode":"Monitor"}}]`,
 		"/debug/planz":   `{"revision":"abc"}`,
@@ -127,7 +129,7 @@ func TestUnknownPage(t *testing.T) {
 	h := fixture(t, func(c *Config) { c.Plan = nil })
 	for _, target := range []string{"/debug/nosuch", "/debug/planz", "/debug/configz/x"} {
 		w := get(h, target)
-		if w.Code != 404 || !strings.Contains(w.Body.String(), "Known pages: configz, connections, policyz, syncz, list") {
+		if w.Code != 404 || !strings.Contains(w.Body.String(), "Known pages: adsz, configz, connections, policyz, push_status, syncz, list") {
 			t.Errorf("%s: %d %s", target, w.Code, w.Body)
 		}
 	}
@@ -144,12 +146,17 @@ func TestIndex(t *testing.T) {
 		if w.Code != 200 || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") {
 			t.Fatalf("%s: status %d", target, w.Code)
 		}
-		for _, want := range []string{`href="/debug/policyz?pretty"`, `href="/metrics"`, "no &lt;plan&gt; yet", "insecure"} {
+		for _, want := range []string{`href="/debug/policyz?pretty"`, `href="/metrics"`, "no &lt;plan&gt; yet", "insecure", "configuration objects, as istiod shows them"} {
 			if !strings.Contains(body, want) {
 				t.Errorf("%s lacks %s", target, want)
 			}
 		}
-		if strings.Contains(body, "<script") || !strings.Contains(w.Header().Get("Content-Security-Policy"), "default-src 'none'") {
+		style, _, _ := strings.Cut(body[strings.Index(body, "<style>")+len("<style>"):], "</style>")
+		sum := sha256.Sum256([]byte(style))
+		if want := "style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"; !strings.Contains(w.Header().Get("Content-Security-Policy"), want) {
+			t.Errorf("the style is not allowed: want %s in %s", want, w.Header().Get("Content-Security-Policy"))
+		}
+		if strings.Contains(body, "<script") || strings.Contains(body, "style=") || !strings.Contains(w.Header().Get("Content-Security-Policy"), "default-src 'none'") {
 			t.Errorf("unsafe page: %s", body)
 		}
 	}

@@ -1,7 +1,6 @@
 package debug
 
 import (
-	"strings"
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -66,21 +65,30 @@ func versions(c xds.Connection, typeURL string) (sent, acked string) {
 	return t.Sent, t.Acked
 }
 
-// proxyType is what a node id begins with: "gateway~…", "node~…", "router~…".
-func proxyType(id string) string {
-	kind, _, ok := strings.Cut(id, "~")
-	if !ok {
-		return ""
+// pushProblem is istiod's form of something that went wrong with a client.
+type pushProblem struct {
+	Proxy   string `json:"proxy,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// pushStatus lists problems by the metric that counts them, as istiod does.
+func pushStatus(list []xds.Connection) map[string]map[string]pushProblem {
+	out := map[string]map[string]pushProblem{}
+	add := func(metric, key string, p pushProblem) {
+		if out[metric] == nil {
+			out[metric] = map[string]pushProblem{}
+		}
+		out[metric][key] = p
 	}
-	return kind
-}
-
-// clients is istiod's frame around its connections.
-type clients struct {
-	Total   int              `json:"totalClients"`
-	Clients []xds.Connection `json:"clients"`
-}
-
-func connections(list []xds.Connection) clients {
-	return clients{Total: len(list), Clients: nonNil(list)}
+	for _, c := range list {
+		if c.Held != "" {
+			add("periscope_xds_refused_total", c.ID, pushProblem{c.Node, c.Held})
+		}
+		for typeURL, t := range c.Types {
+			for _, r := range t.Rejected {
+				add("periscope_xds_nacks_total", c.ID+" "+typeURL+" "+r.Name, pushProblem{proxyName(c), r.Reason})
+			}
+		}
+	}
+	return out
 }

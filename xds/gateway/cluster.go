@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -20,13 +21,21 @@ import (
 )
 
 // The mirror cluster's limits: what bounds the gateway's memory when nodes are
-// slow or gone is requests in flight times their size.
+// slow or gone is requests in flight times their size. They are exported for
+// package xds/mcp, which has to say the same in Istio's words.
 const (
-	mirrorConnectTimeout = 250 * time.Millisecond
-	mirrorMaxRequests    = 64
-	mirrorMaxPending     = 32
-	mirrorMaxConnections = 16
+	MirrorConnectTimeout = 250 * time.Millisecond
+	MirrorMaxRequests    = 64
+	MirrorMaxPending     = 32
+	MirrorMaxConnections = 16
 	mirrorBufferBytes    = 1 << 20
+
+	// A node that fails so often in a row is left out for a while; at most half
+	// of the nodes are, so never the only one.
+	MirrorEjectAfter      = 5
+	MirrorEjectInterval   = time.Second
+	MirrorEjectTime       = 5 * time.Second
+	MirrorMaxEjectPercent = 50
 
 	upstreamConnectTimeout = 5 * time.Second
 
@@ -42,6 +51,7 @@ func clusters(c Config, up upstream) ([]xds.Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	discoverEndpoints(m)
 	return []xds.Message{{Name: UpstreamCluster, Message: u}, {Name: MirrorCluster, Message: m}}, nil
 }
 
@@ -105,9 +115,31 @@ func upstreamTLS(caFile string, up upstream) (*core.TransportSocket, error) {
 	return tlsSocket(context)
 }
 
-// mirrorCluster doesn't depend on the endpoints: nodes come and go by EDS
-// alone, as a changed cluster would be warmed anew. Nothing is retried: the
-// plugin's calls carry no retry policy.
+// FixedMirrorCluster is the mirror cluster with its endpoints in it, for
+// gateways that aren't served endpoints by us: changed nodes are a changed
+// cluster there. Names are looked up by Envoy.
+func FixedMirrorCluster(nodes []mirror.Endpoint) (*cluster.Cluster, error) {
+	if err := checkEndpoints(nodes); err != nil {
+		return nil, err
+	}
+	out, err := mirrorCluster()
+	if err != nil {
+		return nil, err
+	}
+	out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}
+	for _, n := range nodes {
+		if _, err := netip.ParseAddr(n.Host); err != nil {
+			out.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS}
+			out.DnsLookupFamily = cluster.Cluster_V4_PREFERRED
+		}
+	}
+	out.LoadAssignment = assignment(MirrorCluster, nodes...)
+	return out, nil
+}
+
+// mirrorCluster says nothing of endpoints: where we serve them, nodes come and
+// go by EDS alone, as a changed cluster would be warmed anew. Nothing is
+// retried: the plugin's calls carry no retry policy.
 func mirrorCluster() (*cluster.Cluster, error) {
 	options, err := httpOptions(&upstreamhttp.HttpProtocolOptions{
 		UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
@@ -119,26 +151,24 @@ func mirrorCluster() (*cluster.Cluster, error) {
 	}
 	out := &cluster.Cluster{
 		Name:                          MirrorCluster,
-		ConnectTimeout:                durationpb.New(mirrorConnectTimeout),
+		ConnectTimeout:                durationpb.New(MirrorConnectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(mirrorBufferBytes),
 		TypedExtensionProtocolOptions: options,
 		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
-			MaxConnections:     wrapperspb.UInt32(mirrorMaxConnections),
-			MaxPendingRequests: wrapperspb.UInt32(mirrorMaxPending),
-			MaxRequests:        wrapperspb.UInt32(mirrorMaxRequests),
+			MaxConnections:     wrapperspb.UInt32(MirrorMaxConnections),
+			MaxPendingRequests: wrapperspb.UInt32(MirrorMaxPending),
+			MaxRequests:        wrapperspb.UInt32(MirrorMaxRequests),
 			MaxRetries:         wrapperspb.UInt32(0),
 			TrackRemaining:     true,
 		}}},
-		// At most half of the nodes are taken out, so never the only one.
 		OutlierDetection: &cluster.OutlierDetection{
-			Consecutive_5Xx:      wrapperspb.UInt32(5),
-			Interval:             durationpb.New(time.Second),
-			BaseEjectionTime:     durationpb.New(5 * time.Second),
-			MaxEjectionPercent:   wrapperspb.UInt32(50),
+			Consecutive_5Xx:      wrapperspb.UInt32(MirrorEjectAfter),
+			Interval:             durationpb.New(MirrorEjectInterval),
+			BaseEjectionTime:     durationpb.New(MirrorEjectTime),
+			MaxEjectionPercent:   wrapperspb.UInt32(MirrorMaxEjectPercent),
 			EnforcingSuccessRate: wrapperspb.UInt32(0),
 		},
 	}
-	discoverEndpoints(out)
 	return out, nil
 }
 
@@ -157,16 +187,23 @@ func httpOptions(options *upstreamhttp.HttpProtocolOptions) (map[string]*anypb.A
 
 // endpoints are of those clusters that discover them.
 func endpoints(up upstream, nodes []mirror.Endpoint) ([]xds.Message, error) {
-	for _, n := range nodes {
-		if n.Host == "" || n.Port < 1 || n.Port > 65535 {
-			return nil, fmt.Errorf("node endpoint %q port %d can't be used", n.Host, n.Port)
-		}
+	if err := checkEndpoints(nodes); err != nil {
+		return nil, err
 	}
 	out := []xds.Message{{Name: MirrorCluster, Message: assignment(MirrorCluster, nodes...)}}
 	if up.ip {
 		out = append(out, xds.Message{Name: UpstreamCluster, Message: assignment(UpstreamCluster, mirror.Endpoint{Host: up.host, Port: int(up.port)})})
 	}
 	return out, nil
+}
+
+func checkEndpoints(nodes []mirror.Endpoint) error {
+	for _, n := range nodes {
+		if n.Host == "" || n.Port < 1 || n.Port > 65535 {
+			return fmt.Errorf("node endpoint %q port %d can't be used", n.Host, n.Port)
+		}
+	}
+	return nil
 }
 
 func assignment(name string, hosts ...mirror.Endpoint) *endpoint.ClusterLoadAssignment {

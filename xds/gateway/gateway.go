@@ -7,7 +7,8 @@
 // change of settings doesn't rebuild the Lua machines, and neither of them
 // changes a listener.
 //
-// The commands may import it; it imports xds and mirror.
+// Package xds/mcp, which puts the same filters and cluster into Istio's words, and
+// the commands may import it; it imports xds and mirror.
 package gateway
 
 import (

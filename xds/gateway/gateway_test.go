@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -228,5 +229,42 @@ func BenchmarkSnapshot(b *testing.B) {
 		if _, err := Snapshot(c, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050})); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What package xds/mcp builds its own resources from.
+func TestParts(t *testing.T) {
+	for name, tc := range map[string]struct {
+		nodes []mirror.Endpoint
+		kind  cluster.Cluster_DiscoveryType
+		fault string
+	}{
+		"none":      {nil, cluster.Cluster_STATIC, ""},
+		"addresses": {[]mirror.Endpoint{{Host: "10.0.0.1", Port: 1}, {Host: "fd00::1", Port: 2}}, cluster.Cluster_STATIC, ""},
+		"a name":    {[]mirror.Endpoint{{Host: "10.0.0.1", Port: 1}, {Host: "node.example", Port: 2}}, cluster.Cluster_STRICT_DNS, ""},
+		"no host":   {[]mirror.Endpoint{{Port: 1}}, 0, "can't be used"},
+	} {
+		c, err := FixedMirrorCluster(tc.nodes)
+		if tc.fault != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.fault) {
+				t.Errorf("%s: error is %v", name, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		n := 0
+		for _, l := range c.GetLoadAssignment().GetEndpoints() {
+			n += len(l.GetLbEndpoints())
+		}
+		if c.GetName() != MirrorCluster || c.GetType() != tc.kind || n != len(tc.nodes) || c.GetEdsClusterConfig() != nil {
+			t.Errorf("%s: %v", name, c)
+		}
+	}
+	filters, err := Filters()
+	if err != nil || len(filters) != 2 || filters[0].GetName() != SettingsFilter || filters[1].GetName() != PluginFilter {
+		t.Errorf("filters %v, error %v", filters, err)
 	}
 }

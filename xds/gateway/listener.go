@@ -89,23 +89,9 @@ func newListener(name, hostport string, socket *core.TransportSocket) (*listener
 
 // connectionManager leaves requests and responses as they are.
 func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
-	settings, err := settingsConfig("", "")
+	filters, err := Filters()
 	if err != nil {
 		return nil, err
-	}
-	filters := make([]*hcm.HttpFilter, 0, 3)
-	for _, f := range []struct {
-		name  string
-		empty proto.Message // in force until the real one comes, or if it is refused
-	}{
-		{SettingsFilter, settings},
-		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n")},
-	} {
-		filter, err := discovered(f.name, f.empty)
-		if err != nil {
-			return nil, err
-		}
-		filters = append(filters, filter)
 	}
 	typed, err := pack(&router.Router{SuppressEnvoyHeaders: true})
 	if err != nil {
@@ -136,6 +122,30 @@ func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
 	}, nil
 }
 
+// Filters are our two, in the order in which they stand, before all others.
+// What they do comes by ECDS: see PluginExtension and SettingsExtension.
+func Filters() ([]*hcm.HttpFilter, error) {
+	settings, err := settingsConfig("", "")
+	if err != nil {
+		return nil, err
+	}
+	filters := make([]*hcm.HttpFilter, 0, 3)
+	for _, f := range []struct {
+		name  string
+		empty proto.Message // in force until the real one comes, or if it is refused
+	}{
+		{SettingsFilter, settings},
+		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n")},
+	} {
+		filter, err := discovered(f.name, f.empty)
+		if err != nil {
+			return nil, err
+		}
+		filters = append(filters, filter)
+	}
+	return filters, nil
+}
+
 // discovered is a filter whose configuration comes by ECDS. Whatever becomes
 // of that, the listener works: empty stands in.
 func discovered(name string, empty proto.Message) (*hcm.HttpFilter, error) {
@@ -152,27 +162,43 @@ func discovered(name string, empty proto.Message) (*hcm.HttpFilter, error) {
 
 // extensions are what the two filters discover.
 func extensions(c Config, encoded string) ([]xds.Message, error) {
-	settings, err := settingsConfig(digest(encoded), encoded)
+	settings, err := SettingsExtension(encoded)
 	if err != nil {
 		return nil, err
 	}
-	source := c.Plugin
-	if c.PluginVersion != "" {
+	plugin, err := PluginExtension(c.Plugin, c.PluginVersion)
+	if err != nil {
+		return nil, err
+	}
+	return []xds.Message{{Name: SettingsFilter, Message: settings}, {Name: PluginFilter, Message: plugin}}, nil
+}
+
+// PluginExtension is the plugin's code, as its filter discovers it. An empty
+// version isn't stated.
+func PluginExtension(source, version string) (*core.TypedExtensionConfig, error) {
+	if version != "" {
 		// Last, so that line numbers in error messages stay true.
-		source += "\n-- version " + oneLine(c.PluginVersion) + "\n"
+		source += "\n-- version " + oneLine(version) + "\n"
 	}
-	out := make([]xds.Message, 0, 2)
-	for _, e := range []struct {
-		name   string
-		config proto.Message
-	}{{SettingsFilter, settings}, {PluginFilter, pluginConfig(source)}} {
-		typed, err := pack(e.config)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, xds.Message{Name: e.name, Message: &core.TypedExtensionConfig{Name: e.name, TypedConfig: typed}})
+	return extension(PluginFilter, pluginConfig(source))
+}
+
+// SettingsExtension is a gateway's settings, as mirror.Settings encodes them
+// and as their filter discovers them.
+func SettingsExtension(encoded string) (*core.TypedExtensionConfig, error) {
+	config, err := settingsConfig(digest(encoded), encoded)
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	return extension(SettingsFilter, config)
+}
+
+func extension(name string, config proto.Message) (*core.TypedExtensionConfig, error) {
+	typed, err := pack(config)
+	if err != nil {
+		return nil, err
+	}
+	return &core.TypedExtensionConfig{Name: name, TypedConfig: typed}, nil
 }
 
 func pluginConfig(source string) *lua.Lua {

@@ -1,9 +1,9 @@
 // Package node turns the nodes' part of the plan into the one resource that
-// analysis nodes take by ADS, from the same server and under the same revision
-// as gateways take theirs.
+// analysis nodes take by ADS, from the same server and with the same revision
+// of each policy as gateways take theirs.
 //
 // It never sends a node anything about gateways, and never a change that left
-// the nodes' part as it was, but for its revision.
+// the nodes' part as it was, but for the plan's revision.
 //
 // The commands may import it; it imports xds and mirror. Its sub-package
 // nodev1, the message itself, is imported by node/policy too.
@@ -43,7 +43,7 @@ func Snapshot(plan mirror.Plan) (*xds.Snapshot, error) {
 }
 
 func nodePolicy(p mirror.NodePolicy) (*nodev1.NodePolicy, error) {
-	out := &nodev1.NodePolicy{Id: p.ID, Tenant: p.Tenant, Application: p.Application, Paranoia: uint32(p.Paranoia)}
+	out := &nodev1.NodePolicy{Id: p.ID, Revision: p.Revision, Tenant: p.Tenant, Application: p.Application, Paranoia: uint32(p.Paranoia)}
 	switch p.Mode { // package policy's words
 	case "Off":
 		out.Mode = nodev1.Mode_MODE_OFF

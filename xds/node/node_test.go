@@ -15,7 +15,7 @@ import (
 
 func TestSnapshot(t *testing.T) {
 	s, err := Snapshot(mirror.Plan{Revision: "abc", Nodes: []mirror.NodePolicy{
-		{ID: "default/a", Tenant: "shop", Application: "storefront", Mode: policy.ModeMonitor, Paranoia: 2,
+		{ID: "default/a", Revision: "abc1", Tenant: "shop", Application: "storefront", Mode: policy.ModeMonitor, Paranoia: 2,
 			Exclusions: []policy.Exclusion{{RuleID: 942100, Target: "ARGS:q"}, {RuleID: 920350}}},
 		{ID: "default/b", Mode: policy.ModeOff, Paranoia: 1},
 		{ID: "default/c", Mode: policy.ModeEnforce, Paranoia: 4},
@@ -32,7 +32,7 @@ func TestSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &nodev1.NodePolicySet{Revision: "abc", Policies: []*nodev1.NodePolicy{
-		{Id: "default/a", Tenant: "shop", Application: "storefront", Mode: nodev1.Mode_MODE_MONITOR, Paranoia: 2,
+		{Id: "default/a", Revision: "abc1", Tenant: "shop", Application: "storefront", Mode: nodev1.Mode_MODE_MONITOR, Paranoia: 2,
 			Exclusions: []*nodev1.Exclusion{{RuleId: 942100, Target: "ARGS:q"}, {RuleId: 920350}}},
 		{Id: "default/b", Mode: nodev1.Mode_MODE_OFF, Paranoia: 1},
 		{Id: "default/c", Mode: nodev1.Mode_MODE_ENFORCE, Paranoia: 4},

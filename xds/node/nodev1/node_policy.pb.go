@@ -75,12 +75,11 @@ func (Mode) EnumDescriptor() ([]byte, []int) {
 	return file_xds_node_nodev1_node_policy_proto_rawDescGZIP(), []int{0}
 }
 
-// NodePolicySet is all policies of one revision. There is one such resource,
-// named "nodes": an event names the revision it was made under, so a node needs
-// the policies of a revision together.
+// NodePolicySet is all policies of one plan. There is one such resource, named
+// "nodes".
 type NodePolicySet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The plan's revision, which events name too.
+	// The plan's revision.
 	Revision      string        `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	Policies      []*NodePolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -142,8 +141,11 @@ type NodePolicy struct {
 	Application string `protobuf:"bytes,3,opt,name=application,proto3" json:"application,omitempty"`
 	Mode        Mode   `protobuf:"varint,4,opt,name=mode,proto3,enum=periscope.node.v1alpha1.Mode" json:"mode,omitempty"`
 	// CRS paranoia level, 1 to 4.
-	Paranoia      uint32       `protobuf:"varint,5,opt,name=paranoia,proto3" json:"paranoia,omitempty"`
-	Exclusions    []*Exclusion `protobuf:"bytes,6,rep,name=exclusions,proto3" json:"exclusions,omitempty"`
+	Paranoia   uint32       `protobuf:"varint,5,opt,name=paranoia,proto3" json:"paranoia,omitempty"`
+	Exclusions []*Exclusion `protobuf:"bytes,6,rep,name=exclusions,proto3" json:"exclusions,omitempty"`
+	// This policy's own revision, which events made under it name: other
+	// policies' edits leave it as it is. Empty: the set's stands for it.
+	Revision      string `protobuf:"bytes,7,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -220,6 +222,13 @@ func (x *NodePolicy) GetExclusions() []*Exclusion {
 	return nil
 }
 
+func (x *NodePolicy) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
 // Exclusion silences one rule, for one target or for all.
 type Exclusion struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -281,7 +290,7 @@ const file_xds_node_nodev1_node_policy_proto_rawDesc = "" +
 	"!xds/node/nodev1/node_policy.proto\x12\x17periscope.node.v1alpha1\"l\n" +
 	"\rNodePolicySet\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\tR\brevision\x12?\n" +
-	"\bpolicies\x18\x02 \x03(\v2#.periscope.node.v1alpha1.NodePolicyR\bpolicies\"\xe9\x01\n" +
+	"\bpolicies\x18\x02 \x03(\v2#.periscope.node.v1alpha1.NodePolicyR\bpolicies\"\x85\x02\n" +
 	"\n" +
 	"NodePolicy\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -291,7 +300,8 @@ const file_xds_node_nodev1_node_policy_proto_rawDesc = "" +
 	"\bparanoia\x18\x05 \x01(\rR\bparanoia\x12B\n" +
 	"\n" +
 	"exclusions\x18\x06 \x03(\v2\".periscope.node.v1alpha1.ExclusionR\n" +
-	"exclusions\"<\n" +
+	"exclusions\x12\x1a\n" +
+	"\brevision\x18\a \x01(\tR\brevision\"<\n" +
 	"\tExclusion\x12\x17\n" +
 	"\arule_id\x18\x01 \x01(\x05R\x06ruleId\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target*N\n" +

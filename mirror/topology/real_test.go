@@ -1,0 +1,79 @@
+package topology
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+
+	"github.com/periscope-mesh/periscope/test/kubetest"
+)
+
+// A real API server: kinds installed while we watch, pods that end, and
+// permissions that matter nowhere else.
+func TestRealAPI(t *testing.T) {
+	cluster := kubetest.Start(t)
+	c := &rest.Config{Host: cluster.URL, BearerToken: cluster.Token, TLSClientConfig: rest.TLSClientConfig{CAFile: cluster.CAFile}}
+	shared, err := rest.HTTPClientFor(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(shared.CloseIdleConnections)
+	w, err := New(Config{REST: c, NodeServices: []ServiceRef{{"ingress", "periscope-node"}},
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Rediscover: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := w.Load(t.Context())
+	if err != nil || len(r.Topology.Gateways) > 0 {
+		t.Fatal(r, err)
+	}
+	await := follow(t, w)
+
+	cluster.Namespace(t, "ingress")
+	cluster.Namespace(t, "shop")
+	pod := func(name, labels string) string {
+		return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + ", namespace: ingress, labels: {" + labels +
+			"}}\nspec: {automountServiceAccountToken: false, containers: [{name: c, image: none}]}\n---\n"
+	}
+	cluster.Apply(t, pod("gw-0", "istio: ingressgateway")+pod("gw-1", "istio: ingressgateway")+pod("web-0", "gateway.networking.k8s.io/gateway-name: web"))
+
+	cluster.InstallIstio(t)
+	cluster.Apply(t, `{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: public, namespace: shop}, spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]}}`)
+	await("Istio's Gateway", is("ingress/ingressgateway[gw-0 gw-1]"))
+
+	cluster.InstallGatewayAPI(t)
+	cluster.Apply(t, `{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: web, namespace: ingress}, spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}}`)
+	await("the Gateway API's Gateway", is("ingress/ingressgateway[gw-0 gw-1]", "ingress/web[web-0]"))
+
+	cluster.Apply(t, `{apiVersion: v1, kind: Service, metadata: {name: edge, namespace: ingress}, spec: {selector: {istio: ingressgateway}, ports: [{port: 80}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: manual, namespace: ingress}, spec: {gatewayClassName: istio, addresses: [{type: Hostname, value: edge.ingress.svc.cluster.local}], listeners: [{name: http, port: 80, protocol: HTTP}]}}`)
+	r = await("a manual deployment", func(r Result) bool {
+		return len(r.Topology.Gateways) == 2 && len(r.Topology.Gateways[0].Targets) == 2
+	})
+	if diff := cmp.Diff(apiTarget("ingress", "manual"), r.Topology.Gateways[0].Targets[0]); diff != "" {
+		t.Error(diff)
+	}
+
+	cluster.Apply(t, `{apiVersion: v1, kind: Service, metadata: {name: periscope-node, namespace: ingress}, spec: {ports: [{name: mirror, port: 5050, targetPort: events}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: periscope-node-1, namespace: ingress, labels: {kubernetes.io/service-name: periscope-node}}, addressType: IPv4, ports: [{name: mirror, port: 15050}], endpoints: [{addresses: [10.0.0.7], conditions: {ready: true}}, {addresses: [10.0.0.8], conditions: {ready: false}}]}`)
+	node := "ingress/periscope-node:5050 [{10.0.0.7 15050}]"
+	await("the node's endpoint", is("ingress/ingressgateway[gw-0 gw-1]", "ingress/web[web-0]", node))
+
+	// A pod that has ended is there still, but is no gateway any more.
+	if _, err := w.clients.Kubernetes.CoreV1().Pods("ingress").Patch(t.Context(), "gw-1", types.MergePatchType,
+		[]byte(`{"status": {"phase": "Succeeded"}}`), metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	await("a pod's end", is("ingress/ingressgateway[gw-0]", "ingress/web[web-0]", node))
+	cluster.Delete(t, "{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: public, namespace: shop}}")
+	cluster.Delete(t, "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: manual, namespace: ingress}}")
+	await("the Gateways' end", is("ingress/web[web-0]", node))
+}

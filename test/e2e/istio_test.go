@@ -1,0 +1,255 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/periscope-mesh/periscope/test/envoytest"
+	"github.com/periscope-mesh/periscope/test/kubetest"
+)
+
+// mesh is a real istiod with a gateway, and Periscope registered as a source
+// of its configuration.
+type mesh struct {
+	*rig
+	cluster *kubetest.Cluster
+	istiod  *kubetest.Istiod
+	gateway *envoytest.Envoy
+	control *process
+	node    *process
+	policy  string // file
+}
+
+const meshPolicy = `apiVersion: periscope.dev/v1alpha1
+kind: MirrorPolicy
+metadata: {name: web, namespace: gw-ns}
+spec:
+  targetRefs: [{group: networking.istio.io, kind: Gateway, name: web}]
+`
+
+// startMesh brings all of it up.
+func startMesh(t *testing.T) *mesh {
+	t.Helper()
+	m := &mesh{rig: newRig(t), cluster: kubetest.Start(t), policy: filepath.Join(t.TempDir(), "policy.yaml")}
+	m.cluster.InstallIstio(t)
+	m.cluster.Namespace(t, "gw-ns")
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "upstream") }))
+	t.Cleanup(upstream.Close)
+	_, upstreamPort, _ := net.SplitHostPort(strings.TrimPrefix(upstream.URL, "http://"))
+	_, port, _ := net.SplitHostPort(m.http)
+	m.cluster.Apply(t, fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: web, namespace: gw-ns}
+spec:
+  selector: {istio: gw}
+  servers:
+  - {port: {number: %s, name: http, protocol: HTTP}, bind: 127.0.0.1, hosts: ["*"]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: echo, namespace: gw-ns}
+spec:
+  hosts: ["*"]
+  gateways: [web]
+  http: [{route: [{destination: {host: echo.example, port: {number: 80}}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: echo, namespace: gw-ns}
+spec:
+  hosts: [echo.example]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: %s}]
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: gw-0, namespace: gw-ns, labels: {istio: gw, app: gw}}
+spec: {containers: [{name: istio-proxy, image: none}]}
+`, port, upstreamPort))
+	mustWrite(t, m.policy, meshPolicy)
+	m.control = m.startControl(t)
+	m.node = start(t, m.nodeArgs()...)
+	m.node.waitFor("node started")
+	view := start(t, "console", "--console", m.console, "--data", m.dataDir)
+	view.waitFor("console started")
+	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}})
+	m.gateway = kubetest.StartRouter(t, kubetest.RouterConfig{XDS: m.istiod.GRPC, Name: "gw-0", Namespace: "gw-ns", IP: "127.0.0.9", Labels: map[string]string{"istio": "gw", "app": "gw"}})
+	envoytest.Eventually(t, 30*time.Second, "the gateway serves", func() bool {
+		res, err := http.Get("http://" + m.http + "/")
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
+	return m
+}
+
+func (m *mesh) startControl(t *testing.T) *process {
+	t.Helper()
+	p := start(t, "control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen)
+	p.waitFor("control plane started")
+	return p
+}
+
+func (m *mesh) mirrored(t *testing.T) float64 {
+	t.Helper()
+	return metric(t, m.nodeAdmin, `periscope_ingest_events_total{outcome="accepted"}`)
+}
+
+// The production path: a gateway of Istio's starts mirroring because the
+// control plane is a source of istiod's, and follows the policy.
+func TestIstio(t *testing.T) {
+	m := startMesh(t)
+	if status, body := get(t, "http://"+m.http+"/etc/passwd"); status != http.StatusOK || body != "upstream" {
+		t.Errorf("the user got %d %s", status, body)
+	}
+	envoytest.Eventually(t, 10*time.Second, "mirroring begins", func() bool {
+		before := m.mirrored(t)
+		get(t, "http://"+m.http+"/warm")
+		time.Sleep(50 * time.Millisecond)
+		return m.mirrored(t) > before
+	})
+	get(t, "http://"+m.http+"/etc/passwd")
+	m.attack(t, "the attack through Istio's gateway", func(a attackRow) bool { return a.Type == "path-traversal" && a.Gateway == "gw-ns/gw" })
+
+	listeners := m.gateway.Stat("listener_manager.listener_modified")
+	for _, step := range []struct {
+		name, spec string
+		mirrored   bool
+	}{
+		{"off", strings.Replace(meshPolicy, "spec:", "spec:\n  mode: \"Off\"", 1), false},
+		{"on", meshPolicy, true},
+		{"excluded", meshPolicy + "  exclude: [{paths: [{value: /internal}]}]\n", false},
+	} {
+		mustWrite(t, m.policy, step.spec)
+		edited := time.Now()
+		for {
+			sent := time.Since(edited)
+			before := m.mirrored(t)
+			get(t, "http://"+m.http+"/internal/probe")
+			arrived := false
+			for wait := time.Now(); time.Since(wait) < 150*time.Millisecond && !arrived; {
+				arrived = m.mirrored(t) > before
+			}
+			if arrived == step.mirrored {
+				t.Logf("%s: in effect after %v", step.name, sent.Round(time.Millisecond))
+				if sent > time.Second {
+					t.Errorf("%s: took %v", step.name, sent)
+				}
+				break
+			}
+			if sent > 10*time.Second {
+				t.Fatalf("%s: no effect", step.name)
+			}
+		}
+	}
+	if n := m.gateway.Stat("listener_manager.listener_modified"); n != listeners {
+		t.Errorf("policy edits modified listeners %d times", n-listeners)
+	}
+}
+
+// Control plane, istiod and node are restarted in turn under steady load: no
+// user's request fails, and mirroring resumes by itself.
+func TestIstioRestarts(t *testing.T) {
+	m := startMesh(t)
+	l := startLoad("http://"+m.http+"/api", 50, 4)
+	defer l.end()
+	resumes := func(what string) {
+		t.Helper()
+		before := m.mirrored(t)
+		envoytest.Eventually(t, 20*time.Second, "mirroring goes on after "+what, func() bool { return m.mirrored(t) > before+20 })
+		if _, errs := l.cut(); len(errs) > 0 {
+			t.Errorf("%s: %d users' requests failed, such as %v", what, len(errs), errs[0])
+		}
+	}
+	resumes("the start")
+	m.control.stop(syscall.SIGKILL)
+	m.control = m.startControl(t)
+	resumes("a restart of the control plane")
+	m.node.stop(syscall.SIGKILL)
+	m.node = start(t, m.nodeArgs()...)
+	m.node.waitFor("node started")
+	resumes("a restart of the node")
+	m.istiod.Stop(syscall.SIGKILL)
+	resumes("the end of istiod")
+}
+
+// istioctl's overlay registers the control plane: what it generates is applied
+// to the API, and its mesh config starts an istiod that takes our resources.
+func TestOverlayRegisters(t *testing.T) {
+	istioctl := kubetest.Binary(t, "istioctl")
+	r := newRig(t)
+	c := kubetest.Start(t)
+	cmd := exec.Command(istioctl, "manifest", "generate", "-f", "../../deploy/istio/periscope.yaml")
+	cmd.Env = append(os.Environ(), "KUBECONFIG=/dev/null")
+	manifest, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("istioctl manifest generate: %v", err)
+	}
+	c.Namespace(t, "istio-system")
+	c.Apply(t, string(manifest))
+	var config struct {
+		Data struct{ Mesh string } `json:"data"`
+	}
+	c.Get(t, "/api/v1/namespaces/istio-system/configmaps/istio", &config)
+	const registered = "xds://periscope-control.periscope-system.svc:15051"
+	if !strings.Contains(config.Data.Mesh, registered) {
+		t.Fatalf("the mesh config does not name the control plane:\n%s", config.Data.Mesh)
+	}
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	mustWrite(t, policy, meshPolicy)
+	control := start(t, "control", "--kubeconfig", c.Kubeconfig, "--policy", policy, "--data", r.dataDir, "--xds", r.xds, "--debug", r.debug)
+	control.waitFor("control plane started")
+	kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: c, MeshConfigRaw: strings.ReplaceAll(config.Data.Mesh, registered, "xds://"+r.xds)})
+	var clients struct {
+		Clients []struct{ ConnectionID string } `json:"clients"`
+	}
+	envoytest.Eventually(t, 5*time.Second, "istiod is connected", func() bool {
+		getJSON(t, "http://"+r.debug+"/debug/connections", &clients)
+		return len(clients.Clients) > 0
+	})
+}
+
+// istiod needs its sources to start: a control plane whose policy is broken and
+// whose Kubernetes API is away serves what it accepted last.
+func TestIstiodStartsWithLastPlan(t *testing.T) {
+	m := startMesh(t)
+	get(t, "http://"+m.http+"/etc/passwd")
+	m.control.stop(syscall.SIGTERM)
+	mustWrite(t, m.policy, "spec: [")
+	control := start(t, "control", "--kubeconfig", unreachable(t), "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen)
+	control.waitFor("control plane started")
+	m.istiod.Stop(syscall.SIGTERM)
+	again := kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Name: "istiod-1", Sources: []string{"xds://" + m.xds}})
+	envoytest.Eventually(t, 20*time.Second, "the new istiod has our filters", func() bool {
+		_, body := get(t, "http://"+again.Monitoring+"/debug/configz")
+		return strings.Contains(body, "periscope-gw-settings") && strings.Contains(body, "periscope-gw-plugin")
+	})
+}
+
+// unreachable is a kubeconfig of an API server that is away.
+func unreachable(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	mustWrite(t, file, fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: away, cluster: {server: "https://%s"}}]
+users: [{name: nobody, user: {token: x}}]
+contexts: [{name: away, context: {cluster: away, user: nobody}}]
+current-context: away
+`, envoytest.FreeAddr(t)))
+	return file
+}

@@ -1,0 +1,283 @@
+package certs
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// issue makes a self-signed certificate for 127.0.0.1, for either side.
+func issue(t *testing.T, name string) (cert, key []byte) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})
+}
+
+// files is a directory with a pair and client authorities.
+type files struct {
+	t   *testing.T
+	dir string
+	log *lockedBuffer
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), text)
+}
+
+func newFiles(t *testing.T) *files { return &files{t, t.TempDir(), &lockedBuffer{}} }
+
+func (f *files) write(name string, content []byte) {
+	f.t.Helper()
+	if err := os.WriteFile(filepath.Join(f.dir, name), content, 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *files) config() Config {
+	return Config{CertFile: filepath.Join(f.dir, "crt"), KeyFile: filepath.Join(f.dir, "key"), ClientCAFile: filepath.Join(f.dir, "ca"),
+		Logger: slog.New(slog.NewTextHandler(f.log, nil))}
+}
+
+// handshake tells the server's name, and whether it verified the client.
+func handshake(t *testing.T, s *Certificates, client *tls.Config) (name string, verified bool, err error) {
+	t.Helper()
+	here, there := net.Pipe()
+	defer here.Close()
+	defer there.Close()
+	client.InsecureSkipVerify = true // the test looks at the name itself
+	server := tls.Server(there, s.ServerConfig())
+	done := make(chan error, 1)
+	go func() { done <- server.Handshake() }()
+	c := tls.Client(here, client)
+	clientErr := c.Handshake()
+	if clientErr == nil {
+		// A server that refuses a client's certificate says so afterwards.
+		go func() { _, _ = c.Read(make([]byte, 1)) }()
+	} else {
+		here.Close()
+	}
+	if err := <-done; err != nil {
+		return "", false, err
+	}
+	if clientErr != nil {
+		return "", false, clientErr
+	}
+	return c.ConnectionState().PeerCertificates[0].Subject.CommonName, len(server.ConnectionState().VerifiedChains) > 0, nil
+}
+
+func TestReload(t *testing.T) {
+	f := newFiles(t)
+	cert, key := issue(t, "one")
+	f.write("crt", cert)
+	f.write("key", key)
+	f.write("ca", cert)
+	s, err := New(f.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	serves := func(want string) {
+		t.Helper()
+		if name, _, err := handshake(t, s, &tls.Config{}); err != nil || name != want {
+			t.Errorf("the server is %q (%v), want %q", name, err, want)
+		}
+	}
+	serves("one")
+	s.reload()
+	cert2, key2 := issue(t, "two")
+	for range 3 { // half a change: the key does not fit
+		f.write("crt", cert2)
+		s.reload()
+	}
+	serves("one")
+	if n := f.log.count("not reloaded"); n != 1 {
+		t.Errorf("the fault is logged %d times", n)
+	}
+	f.write("key", key2)
+	s.reload()
+	serves("two")
+	if f.log.count("certificate reloaded") != 1 {
+		t.Error("the reload is not logged")
+	}
+	for _, break_ := range []func(){
+		func() { f.write("crt", nil) },
+		func() { f.write("crt", bytes.Repeat([]byte("x"), maxFileBytes+1)) },
+		func() { f.write("crt", cert2); f.write("ca", []byte("none")) },
+		func() { os.Remove(filepath.Join(f.dir, "ca")) },
+	} {
+		break_()
+		s.reload()
+		s.reload()
+		serves("two")
+	}
+	if n := f.log.count("not reloaded"); n != 5 {
+		t.Errorf("faults are logged %d times", n)
+	}
+	f.write("ca", cert2) // all is well again
+	s.reload()
+	serves("two")
+	if f.log.count("certificate reloaded") != 2 {
+		t.Error("recovery is not logged")
+	}
+	if strings.Contains(f.log.b.String(), "PRIVATE") {
+		t.Error("a key is logged")
+	}
+}
+
+func TestClientCertificates(t *testing.T) {
+	f := newFiles(t)
+	cert, key := issue(t, "server")
+	trusted, trustedKey := issue(t, "client")
+	f.write("crt", cert)
+	f.write("key", key)
+	f.write("ca", trusted)
+	s, err := New(f.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := func(cert, key []byte) *tls.Config {
+		p, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Sent whatever authorities the server names.
+		return &tls.Config{GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &p, nil }}
+	}
+	if _, verified, err := handshake(t, s, pair(trusted, trustedKey)); err != nil || !verified {
+		t.Errorf("a trusted client: %v %v", verified, err)
+	}
+	if _, verified, err := handshake(t, s, &tls.Config{}); err != nil || verified {
+		t.Errorf("a client without: %v %v", verified, err)
+	}
+	if _, _, err := handshake(t, s, pair(issue(t, "other"))); err == nil {
+		t.Error("a client that nobody vouches for is let in")
+	}
+	if _, _, err := handshake(t, s, &tls.Config{MaxVersion: tls.VersionTLS11}); err == nil {
+		t.Error("TLS 1.1 is spoken")
+	}
+	c := f.config()
+	c.ClientCAFile = ""
+	if s, err = New(c); err != nil {
+		t.Fatal(err)
+	}
+	if _, verified, err := handshake(t, s, pair(trusted, trustedKey)); err != nil || verified {
+		t.Errorf("without authorities: %v %v", verified, err)
+	}
+}
+
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFiles(t)
+		cert, key := issue(t, "one")
+		f.write("crt", cert)
+		f.write("key", key)
+		f.write("ca", cert)
+		s, err := New(f.config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); s.Run(ctx) }()
+		cert, key = issue(t, "two")
+		f.write("crt", cert)
+		f.write("key", key)
+		time.Sleep(interval + time.Millisecond) // of the bubble's clock
+		synctest.Wait()
+		if f.log.count("certificate reloaded") != 1 {
+			t.Error("not reloaded within a second")
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestNewFaults(t *testing.T) {
+	f := newFiles(t)
+	cert, key := issue(t, "one")
+	_, other := issue(t, "two")
+	f.write("crt", cert)
+	f.write("key", key)
+	f.write("ca", cert)
+	f.write("other", other)
+	f.write("empty", nil)
+	f.write("mixed", append(append([]byte{}, cert...), key...))
+	for name, tt := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no logger":         {func(c *Config) { c.Logger = nil }, "logger"},
+		"no key":            {func(c *Config) { c.KeyFile = "" }, "both"},
+		"a missing file":    {func(c *Config) { c.CertFile += "x" }, "no such file"},
+		"another's key":     {func(c *Config) { c.KeyFile = filepath.Join(f.dir, "other") }, "does not match"},
+		"no authorities":    {func(c *Config) { c.ClientCAFile = filepath.Join(f.dir, "empty") }, "no certificate"},
+		"a key among them":  {func(c *Config) { c.ClientCAFile = filepath.Join(f.dir, "mixed") }, "PRIVATE KEY"},
+		"a directory as it": {func(c *Config) { c.ClientCAFile = f.dir }, "directory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := f.config()
+			tt.change(&c)
+			if _, err := New(c); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func FuzzParsePool(f *testing.F) {
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"))
+	f.Add([]byte(""))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if pool, err := parsePool(raw); (pool == nil) == (err == nil) {
+			t.Errorf("pool %v, error %v", pool, err)
+		}
+	})
+}

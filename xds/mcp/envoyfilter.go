@@ -1,0 +1,170 @@
+package mcp
+
+import (
+	"cmp"
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/xds/gateway"
+)
+
+// filterPriority has our filters applied after others': who is inserted first
+// last, stands first, and sees requests as they came.
+const filterPriority = 1000
+
+const connectionManager = "envoy.filters.network.http_connection_manager"
+
+// builder makes resources; what many gateways have in common is made once.
+type builder struct {
+	config   Config
+	filters  []*networking.EnvoyFilter_EnvoyConfigObjectPatch
+	plugins  map[Plugin]*networking.EnvoyFilter_EnvoyConfigObjectPatch
+	clusters map[string]*networking.EnvoyFilter_EnvoyConfigObjectPatch // by their nodes
+}
+
+func newBuilder(c Config) *builder {
+	c.Form = cmp.Or(c.Form, FormEnvoyFilter)
+	c.Prefix = cmp.Or(c.Prefix, DefaultPrefix)
+	return &builder{
+		config:   c,
+		plugins:  map[Plugin]*networking.EnvoyFilter_EnvoyConfigObjectPatch{},
+		clusters: map[string]*networking.EnvoyFilter_EnvoyConfigObjectPatch{},
+	}
+}
+
+func envoyFilterKind() kind { return kind{"networking.istio.io", "v1alpha3", "EnvoyFilter"} }
+
+// envoyFilters makes a gateway's two: one for the filters, the plugin's code and
+// the cluster, which changes with releases and nodes, and one for the settings,
+// which is all that a policy's edit changes.
+func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([]resource, error) {
+	gw := g.Gateway
+	plugin := b.plugin(gw.ID())
+	patches, err := b.filterPatches()
+	if err != nil {
+		return nil, err
+	}
+	code, err := b.pluginPatch(plugin)
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := b.clusterPatch(nodes)
+	if err != nil {
+		return nil, err
+	}
+	s, err := gateway.SettingsExtension(g.Settings.Encode())
+	if err != nil {
+		return nil, err
+	}
+	settings, err := patch(networking.EnvoyFilter_EXTENSION_CONFIG, networking.EnvoyFilter_Patch_ADD, s)
+	if err != nil {
+		return nil, err
+	}
+	envoyFilter := func(suffix string, notes map[string]string, patches ...*networking.EnvoyFilter_EnvoyConfigObjectPatch) resource {
+		return resource{
+			kind: envoyFilterKind(), namespace: gw.Namespace, name: name(b.config.Prefix, gw.Name, suffix),
+			annotations: notes,
+			spec: &networking.EnvoyFilter{
+				WorkloadSelector: &networking.WorkloadSelector{Labels: gw.Selector},
+				ConfigPatches:    patches,
+				Priority:         filterPriority,
+			},
+		}
+	}
+	return []resource{
+		envoyFilter("-plugin", map[string]string{gatewayNote: clean(gw.ID()), pluginNote: clean(plugin.Version)},
+			append(patches[:len(patches):len(patches)], code, cluster)...),
+		envoyFilter("-settings", map[string]string{gatewayNote: clean(gw.ID()), policyNote: clean(g.Policy), policyRevNote: g.Settings.PolicyRev}, settings),
+	}, nil
+}
+
+// filterPatches put our filters before all others. Each one is inserted first,
+// so the last of them comes first here.
+func (b *builder) filterPatches() ([]*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	if b.filters != nil {
+		return b.filters, nil
+	}
+	filters, err := gateway.Filters()
+	if err != nil {
+		return nil, err
+	}
+	for i := len(filters) - 1; i >= 0; i-- {
+		p, err := patch(networking.EnvoyFilter_HTTP_FILTER, networking.EnvoyFilter_Patch_INSERT_FIRST, filters[i])
+		if err != nil {
+			return nil, err
+		}
+		b.filters = append(b.filters, p)
+	}
+	return b.filters, nil
+}
+
+func (b *builder) pluginPatch(plugin Plugin) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	if p := b.plugins[plugin]; p != nil {
+		return p, nil
+	}
+	e, err := gateway.PluginExtension(plugin.Source, plugin.Version)
+	if err != nil {
+		return nil, err
+	}
+	p, err := patch(networking.EnvoyFilter_EXTENSION_CONFIG, networking.EnvoyFilter_Patch_ADD, e)
+	if err != nil {
+		return nil, err
+	}
+	b.plugins[plugin] = p
+	return p, nil
+}
+
+func (b *builder) clusterPatch(nodes []mirror.Endpoint) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	key := fmt.Sprint(nodes)
+	if p := b.clusters[key]; p != nil {
+		return p, nil
+	}
+	c, err := gateway.FixedMirrorCluster(nodes)
+	if err != nil {
+		return nil, err
+	}
+	p, err := patch(networking.EnvoyFilter_CLUSTER, networking.EnvoyFilter_Patch_ADD, c)
+	if err != nil {
+		return nil, err
+	}
+	b.clusters[key] = p
+	return p, nil
+}
+
+func patch(to networking.EnvoyFilter_ApplyTo, op networking.EnvoyFilter_Patch_Operation, m proto.Message) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	value, err := toStruct(m)
+	if err != nil {
+		return nil, err
+	}
+	match := &networking.EnvoyFilter_EnvoyConfigObjectMatch{Context: networking.EnvoyFilter_GATEWAY}
+	if to == networking.EnvoyFilter_HTTP_FILTER {
+		match.ObjectTypes = &networking.EnvoyFilter_EnvoyConfigObjectMatch_Listener{Listener: &networking.EnvoyFilter_ListenerMatch{
+			FilterChain: &networking.EnvoyFilter_ListenerMatch_FilterChainMatch{
+				Filter: &networking.EnvoyFilter_ListenerMatch_FilterMatch{Name: connectionManager},
+			},
+		}}
+	}
+	return &networking.EnvoyFilter_EnvoyConfigObjectPatch{
+		ApplyTo: to, Match: match, Patch: &networking.EnvoyFilter_Patch{Operation: op, Value: value},
+	}, nil
+}
+
+// toStruct writes a message as the JSON that EnvoyFilter takes, in the names
+// that Envoy's documentation uses.
+func toStruct(m proto.Message) (*structpb.Struct, error) {
+	what := m.ProtoReflect().Descriptor().Name()
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("marshal %s: %w", what, err)
+	}
+	out := &structpb.Struct{}
+	if err := protojson.Unmarshal(raw, out); err != nil {
+		return nil, fmt.Errorf("marshal %s: %w", what, err)
+	}
+	return out, nil
+}
