@@ -145,6 +145,33 @@ func TestNodeKilledUnderLoad(t *testing.T) {
 	}
 }
 
+// mirrored is how many exchanges the node has taken.
+func (r *rig) mirrored(t *testing.T) float64 {
+	t.Helper()
+	return metric(t, r.nodeAdmin, `periscope_ingest_events_total{outcome="accepted"}`)
+}
+
+// effect sends probes until one is mirrored, or is not, as wanted. It gives the
+// time after which that one was sent.
+func (r *rig) effect(t *testing.T, want bool, probe func()) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for time.Since(start) < 10*time.Second {
+		sent := time.Since(start)
+		before := r.mirrored(t)
+		probe()
+		arrived := false
+		for wait := time.Now(); time.Since(wait) < 150*time.Millisecond && !arrived; {
+			arrived = r.mirrored(t) > before
+		}
+		if arrived == want {
+			return sent
+		}
+	}
+	t.Fatalf("no effect within 10 s")
+	return 0
+}
+
 // A policy edit takes effect within a second, on a connection that stays open.
 func TestPolicyEdit(t *testing.T) {
 	r := newRig(t)
@@ -178,27 +205,6 @@ func TestPolicyEdit(t *testing.T) {
 		}
 		return full
 	}
-	mirrored := func() float64 { return metric(t, r.nodeAdmin, `periscope_ingest_events_total{outcome="accepted"}`) }
-	// effect sends probes until one is (or is not) mirrored, and gives the time
-	// that the first such probe was sent after the edit.
-	effect := func(path string, want bool) time.Duration {
-		t.Helper()
-		edited := time.Now()
-		for time.Since(edited) < 5*time.Second {
-			sent := time.Since(edited)
-			before := mirrored()
-			probe(path)
-			arrived := false
-			for wait := time.Now(); time.Since(wait) < 150*time.Millisecond && !arrived; {
-				arrived = mirrored() > before
-			}
-			if arrived == want {
-				return sent
-			}
-		}
-		t.Fatalf("no effect within 5 s")
-		return 0
-	}
 	probe("/start")
 	r.attack(t, "an attack at 100 %", func(a attackRow) bool { return strings.HasPrefix(a.Path, "/start") })
 	for _, step := range []struct {
@@ -213,7 +219,7 @@ func TestPolicyEdit(t *testing.T) {
 		{"mode monitor", "  mode: Monitor\n", "/monitor", true},
 	} {
 		write(step.spec)
-		took := effect(step.path, step.mirrored)
+		took := r.effect(t, step.mirrored, func() { probe(step.path) })
 		t.Logf("%s: in effect after %v", step.name, took.Round(time.Millisecond))
 		if took > time.Second {
 			t.Errorf("%s: took %v", step.name, took)
@@ -225,9 +231,9 @@ func TestPolicyEdit(t *testing.T) {
 		_, body := get(t, "http://"+r.debug+"/debug/policyz")
 		return strings.Contains(body, "spec.sampling.percent") && strings.Contains(body, "mdoe")
 	})
-	before := mirrored()
+	before := r.mirrored(t)
 	probe("/after")
-	envoytest.Eventually(t, time.Second, "the last accepted policy goes on", func() bool { return mirrored() > before })
+	envoytest.Eventually(t, time.Second, "the last accepted policy goes on", func() bool { return r.mirrored(t) > before })
 	if c := strings.Count(r.output(), "spec.sampling.percent"); c != 1 {
 		t.Errorf("the fault was logged %d times", c)
 	}
