@@ -49,6 +49,7 @@ var allowed = map[string][]string{
 	"test/bench/*":     anything,
 	"test/browsertest": anything,
 	"test/e2e":         anything,
+	"test/netnstest":   anything,
 	"test/kubetest":    anything,
 	"test/envoytest":   anything,
 }
