@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"github.com/periscope-mesh/periscope/mirror"
@@ -40,6 +41,9 @@ func (c *control) publish(change func(*controlState)) error {
 		if g.Gateway.Selector != nil {
 			supplied.Gateways = append(supplied.Gateways, next.plan.Gateways[i])
 			continue
+		}
+		if last != nil && slices.ContainsFunc(last.plan.Gateways, func(l mirror.GatewayPlan) bool { return reflect.DeepEqual(l, g) }) {
+			continue // served already
 		}
 		s, err := gateway.Snapshot(c.gateway, g)
 		if err != nil {

@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/periscope-mesh/periscope/test/bench/result"
 )
 
 var update = flag.Bool("update", false, "write goldens")
@@ -208,35 +210,6 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestOver(t *testing.T) {
-	for _, tc := range []struct {
-		in   []float64
-		want spread
-	}{
-		{[]float64{3}, spread{3, 3, 3}},
-		{[]float64{3, 1, 2}, spread{2, 1, 3}},
-		{[]float64{4, 1, 2, 3}, spread{2.5, 1, 4}},
-	} {
-		if got := over(tc.in); got != tc.want {
-			t.Errorf("%v: got %v, want %v", tc.in, got, tc.want)
-		}
-	}
-	if got := over(nil); !math.IsNaN(got.mid) {
-		t.Errorf("nothing has the median %v", got.mid)
-	}
-}
-
-func TestPaired(t *testing.T) {
-	// Rounds 2 and 3 were disturbed: for both alike.
-	a, b := []float64{20, 60, 40}, []float64{10, 30, 20}
-	if got, want := paired(a, b, ratio), (spread{2, 2, 2}); got != want {
-		t.Errorf("ratio %v, want %v", got, want)
-	}
-	if got, want := paired(a, b[:2], delta), (spread{20, 10, 30}); got != want {
-		t.Errorf("delta %v, want %v", got, want)
-	}
-}
-
 func TestQuantile(t *testing.T) {
 	var l []time.Duration
 	for i := 100; i > 0; i-- {
@@ -269,7 +242,7 @@ func sample() *report {
 	none := figures{throughput: []float64{20000, 10000}, cpu: []float64{40, 80}, busy: []float64{1, 1}, p50: []float64{0.3, 0.3}, p99: []float64{1, 2}, requests: 30}
 	ours := figures{throughput: []float64{10000, 5000}, cpu: []float64{70, 130}, busy: []float64{0.7, 0.8}, p50: []float64{0.45, 0.45}, p99: []float64{1.5, 2}, requests: 40, copies: 99999, expected: 100001}
 	return &report{
-		machine: machine{cpu: "Test CPU", cores: 2, kernel: "6.1.0", load: "0.10"}, envoy: "1.40.0", date: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC),
+		machine: result.Machine{CPU: "Test CPU", Cores: 2, Kernel: "6.1.0", Load: "0.10"}, envoy: "1.40.0", date: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC),
 		rounds: 2, burst: time.Second, rate: 1000, pinned: true, foreign: 0.021,
 		variants:  []variant{{name: "none", title: "no filter"}, {name: "periscope", title: "**Periscope**, 100 %", copies: copiesEvents, share: 100}},
 		workloads: []string{"GET, 1 KiB response"}, figures: [][]figures{{none, ours}}, peakRSS: []int64{60e6, 70e6},
@@ -301,7 +274,7 @@ func TestPublishWithErrorsChangesNothing(t *testing.T) {
 	r := sample()
 	r.figures[0][1].errors, r.figures[0][1].firstError = 1, errors.New("status line")
 	file := filepath.Join(t.TempDir(), "doc.md")
-	old := markBegin + "\nold\n" + markEnd + "\n"
+	old := "<!-- " + section + ":begin -->\nold\n<!-- " + section + ":end -->\n"
 	if err := os.WriteFile(file, []byte(old), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -311,33 +284,5 @@ func TestPublishWithErrorsChangesNothing(t *testing.T) {
 	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != old {
 		t.Errorf("the file is now %q, %v", b, err)
-	}
-}
-
-func TestWriteInto(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "doc.md")
-	if err := os.WriteFile(file, []byte("a\n"+markBegin+"\nold\n"+markEnd+"\nb\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // the second time changes nothing
-		if err := writeInto(file, "new\n\n"); err != nil {
-			t.Fatal(err)
-		}
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := cmp.Diff("a\n"+markBegin+"\nnew\n"+markEnd+"\nb\n", string(b)); d != "" {
-			t.Error(d)
-		}
-	}
-	left, err := os.ReadDir(filepath.Dir(file))
-	if err != nil || len(left) != 1 {
-		t.Errorf("files left behind: %v, %v", left, err)
-	}
-	for _, doc := range []string{"", markBegin, markEnd + markBegin, markBegin + markBegin + markEnd} {
-		if _, err := splice(doc, "x"); err == nil {
-			t.Errorf("marks of %q are accepted", doc)
-		}
 	}
 }

@@ -8,41 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// machine says where a run was made. What cannot be read is empty: the run is
-// worth as much without it.
-type machine struct {
-	cpu    string
-	cores  int
-	kernel string
-	load   string // average of the last minute, before the run
-}
-
-func thisMachine() machine {
-	var m machine
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(b)) {
-			name, v, _ := strings.Cut(line, ":")
-			switch strings.TrimSpace(name) {
-			case "processor":
-				m.cores++
-			case "model name":
-				m.cpu = strings.TrimSpace(v)
-			}
-		}
-	}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err == nil {
-		m.kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		m.load, _, _ = strings.Cut(string(b), " ")
-	}
-	return m
-}
 
 // cpuBusy is the time that a CPU has spent on anything but idling, since the
 // machine started, by /proc/stat. Includes time stolen by a hypervisor.

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/periscope-mesh/periscope/test/bench/result"
 	"github.com/periscope-mesh/periscope/test/bench/sink"
 	"golang.org/x/sync/errgroup"
 )
@@ -122,7 +123,7 @@ func benchmark(ctx context.Context, o options, stdout, stderr io.Writer) error {
 
 	ctx, cancel := context.WithTimeout(ctx, timeLimit(o, len(chosen)))
 	defer cancel()
-	r := &report{machine: thisMachine(), date: time.Now(), rounds: o.rounds, burst: o.burst, rate: o.rate, pinned: o.pinning.on, foreign: -1, variants: chosen}
+	r := &report{machine: result.ReadMachine(), date: time.Now(), rounds: o.rounds, burst: o.burst, rate: o.rate, pinned: o.pinning.on, foreign: -1, variants: chosen}
 	if r.envoy, err = envoyVersion(ctx, o.envoy); err != nil {
 		return err
 	}
@@ -256,5 +257,5 @@ func publish(r *report, file string, stdout io.Writer) error {
 		}
 		return errors.Join(faults...)
 	}
-	return writeInto(file, out.String())
+	return result.WriteInto(file, section, out.String())
 }

@@ -1,19 +1,21 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/periscope-mesh/periscope/test/bench/result"
 )
+
+// section is the name of the marked section that the report goes to.
+const section = "bench-gateway"
 
 // report is everything that the table needs.
 type report struct {
-	machine   machine
+	machine   result.Machine
 	envoy     string // version
 	date      time.Time
 	rounds    int
@@ -34,8 +36,7 @@ const atLimit = 0.9
 // write renders Markdown. The first variant is the one to compare with.
 func (r *report) write(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %d CPUs, Linux %s; Envoy %s, `--concurrency 1`; %s.\n", orUnknown(r.machine.cpu), r.machine.cores,
-		orUnknown(r.machine.kernel), r.envoy, r.date.Format(time.DateOnly))
+	fmt.Fprintf(&b, "%s; Envoy %s, `--concurrency 1`; %s.\n", r.machine, r.envoy, r.date.Format(time.DateOnly))
 	fmt.Fprintf(&b, "%d rounds, bursts of %v; saturated: closed loop over %d connections; latency: Poisson arrivals, %g a second.\n", r.rounds, r.burst, connections, r.rate)
 	for i, title := range r.workloads {
 		fmt.Fprintf(&b, "\n**%s**\n\n", title)
@@ -57,23 +58,23 @@ func (r *report) table(b *strings.Builder, fs []figures) {
 		f := fs[i]
 		cells := []string{v.title}
 		limit := ""
-		if over(f.busy).mid < atLimit {
+		if result.Over(f.busy).Mid < atLimit {
 			limit = "\\*"
 		}
-		cpu := over(f.cpu)
+		cpu := result.Over(f.cpu)
 		if i == 0 {
 			cells = append(cells,
-				fmt.Sprintf("%.0f%s", over(f.throughput).mid, limit),
-				fmt.Sprintf("%.1f", cpu.mid), "–", "1",
-				fmt.Sprintf("%.2f", over(f.p50).mid), fmt.Sprintf("%.2f", over(f.p99).mid))
+				fmt.Sprintf("%.0f%s", result.Over(f.throughput).Mid, limit),
+				fmt.Sprintf("%.1f", cpu.Mid), "–", "1",
+				fmt.Sprintf("%.2f", result.Over(f.p50).Mid), fmt.Sprintf("%.2f", result.Over(f.p99).Mid))
 		} else {
 			cells = append(cells,
-				fmt.Sprintf("%.0f%s (%s)", over(f.throughput).mid, limit, times(paired(f.throughput, base.throughput, ratio))),
-				fmt.Sprintf("%.1f", cpu.mid),
-				signed(paired(f.cpu, base.cpu, delta)),
-				times(paired(f.cpu, base.cpu, ratio)),
-				fmt.Sprintf("%.2f (%s)", over(f.p50).mid, times(paired(f.p50, base.p50, ratio))),
-				fmt.Sprintf("%.2f (%s)", over(f.p99).mid, times(paired(f.p99, base.p99, ratio))))
+				fmt.Sprintf("%.0f%s (%s)", result.Over(f.throughput).Mid, limit, result.Paired(f.throughput, base.throughput, result.Ratio).Times()),
+				fmt.Sprintf("%.1f", cpu.Mid),
+				result.Paired(f.cpu, base.cpu, result.Delta).Signed(),
+				result.Paired(f.cpu, base.cpu, result.Ratio).Times(),
+				fmt.Sprintf("%.2f (%s)", result.Over(f.p50).Mid, result.Paired(f.p50, base.p50, result.Ratio).Times()),
+				fmt.Sprintf("%.2f (%s)", result.Over(f.p99).Mid, result.Paired(f.p99, base.p99, result.Ratio).Times()))
 		}
 		cells = append(cells, fmt.Sprintf("%.0f", float64(r.peakRSS[i])/1e6), delivered(f, v))
 		fmt.Fprintf(b, "| %s |\n", strings.Join(cells, " | "))
@@ -93,18 +94,14 @@ func (r *report) explain(b *strings.Builder) {
 	if r.foreign >= 0 {
 		fmt.Fprintf(b, "; other processes and the kernel had %.1f %% of the gateways' CPU", 100*r.foreign)
 	}
-	if r.machine.load != "" {
-		fmt.Fprintf(b, "; load average before the run: %s", r.machine.load)
+	if r.machine.Load != "" {
+		fmt.Fprintf(b, "; load average before the run: %s", r.machine.Load)
 	}
 	fmt.Fprintf(b, ". \\*: Envoy was idle more than %.0f %% of the time, so the throughput is the other side's limit.\n", 100*(1-atLimit))
 	for _, n := range r.notes {
 		fmt.Fprintf(b, "\nNote: %s\n", n)
 	}
 }
-
-func times(s spread) string { return fmt.Sprintf("×%.2f, %.2f–%.2f", s.mid, s.low, s.high) }
-
-func signed(s spread) string { return fmt.Sprintf("%+.1f, %.1f to %.1f", s.mid, s.low, s.high) }
 
 // delivered is the share of copies that arrived.
 func delivered(f figures, v variant) string {
@@ -118,55 +115,4 @@ func delivered(f figures, v variant) string {
 		return fmt.Sprintf("%.2f %%", p)
 	}
 	return fmt.Sprintf("%.0f %%", p)
-}
-
-func orUnknown(s string) string {
-	if s == "" {
-		return "unknown"
-	}
-	return s
-}
-
-const (
-	markBegin = "<!-- bench-gateway:begin -->"
-	markEnd   = "<!-- bench-gateway:end -->"
-)
-
-// splice replaces what stands between the marks.
-func splice(doc, section string) (string, error) {
-	if strings.Count(doc, markBegin) != 1 || strings.Count(doc, markEnd) != 1 {
-		return "", fmt.Errorf("want the lines %s and %s once each", markBegin, markEnd)
-	}
-	head, rest, _ := strings.Cut(doc, markBegin)
-	_, tail, ok := strings.Cut(rest, markEnd)
-	if !ok {
-		return "", fmt.Errorf("%s stands before %s", markEnd, markBegin)
-	}
-	return head + markBegin + "\n" + strings.TrimRight(section, "\n") + "\n" + markEnd + tail, nil
-}
-
-// writeInto puts section into the file, or leaves it as it was.
-func writeInto(file, section string) error {
-	old, err := os.ReadFile(file)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", file, err)
-	}
-	doc, err := splice(string(old), section)
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".bench-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	defer os.Remove(tmp.Name()) // gone already after the rename
-	_, err = tmp.WriteString(doc)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), file)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	return nil
 }

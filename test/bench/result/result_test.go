@@ -1,0 +1,90 @@
+package result
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestOver(t *testing.T) {
+	for _, tc := range []struct {
+		in   []float64
+		want Spread
+	}{
+		{[]float64{3}, Spread{3, 3, 3}},
+		{[]float64{3, 1, 2}, Spread{2, 1, 3}},
+		{[]float64{4, 1, 2, 3}, Spread{2.5, 1, 4}},
+	} {
+		if got := Over(tc.in); got != tc.want {
+			t.Errorf("%v: got %v, want %v", tc.in, got, tc.want)
+		}
+	}
+	if got := Over(nil); !math.IsNaN(got.Mid) {
+		t.Errorf("nothing has the median %v", got.Mid)
+	}
+}
+
+func TestPaired(t *testing.T) {
+	// Rounds 2 and 3 were disturbed: for both alike.
+	a, b := []float64{20, 60, 40}, []float64{10, 30, 20}
+	if got, want := Paired(a, b, Ratio), (Spread{2, 2, 2}); got != want {
+		t.Errorf("ratio %v, want %v", got, want)
+	}
+	if got, want := Paired(a, b[:2], Delta), (Spread{20, 10, 30}); got != want {
+		t.Errorf("delta %v, want %v", got, want)
+	}
+}
+
+func TestSpreadInWords(t *testing.T) {
+	s := Spread{1.5, 1, 2.25}
+	if got, want := s.Times(), "×1.50, 1.00–2.25"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got, want := s.Signed(), "+1.5, 1.0 to 2.2"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestMachine(t *testing.T) {
+	if got, want := (Machine{Cores: 2, Kernel: "6.1.0"}).String(), "unknown, 2 CPUs, Linux 6.1.0"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if m := ReadMachine(); m.Cores < 1 || m.Kernel == "" {
+		t.Errorf("this machine is %+v", m)
+	}
+}
+
+func TestWriteInto(t *testing.T) {
+	begin, end := marks("bench-x")
+	file := filepath.Join(t.TempDir(), "doc.md")
+	if err := os.WriteFile(file, []byte("a\n"+begin+"\nold\n"+end+"\nb\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time changes nothing
+		if err := WriteInto(file, "bench-x", "new\n\n"); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff("a\n"+begin+"\nnew\n"+end+"\nb\n", string(b)); d != "" {
+			t.Error(d)
+		}
+	}
+	if err := WriteInto(file, "bench-y", "new"); err == nil {
+		t.Error("another benchmark's marks are accepted")
+	}
+	left, err := os.ReadDir(filepath.Dir(file))
+	if err != nil || len(left) != 1 {
+		t.Errorf("files left behind: %v, %v", left, err)
+	}
+	for _, doc := range []string{"", begin, end + begin, begin + begin + end} {
+		if _, err := splice(doc, "bench-x", "x"); err == nil {
+			t.Errorf("marks of %q are accepted", doc)
+		}
+	}
+}
