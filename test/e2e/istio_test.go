@@ -46,38 +46,13 @@ func startMesh(t *testing.T) *mesh {
 	t.Cleanup(upstream.Close)
 	_, upstreamPort, _ := net.SplitHostPort(strings.TrimPrefix(upstream.URL, "http://"))
 	_, port, _ := net.SplitHostPort(m.http)
-	m.cluster.Apply(t, fmt.Sprintf(`
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: web, namespace: gw-ns}
-spec:
-  selector: {istio: gw}
-  servers:
-  - {port: {number: %s, name: http, protocol: HTTP}, bind: 127.0.0.1, hosts: ["*"]}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: echo, namespace: gw-ns}
-spec:
-  hosts: ["*"]
-  gateways: [web]
-  http: [{route: [{destination: {host: echo.example, port: {number: 80}}}]}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: echo, namespace: gw-ns}
-spec:
-  hosts: [echo.example]
-  location: MESH_EXTERNAL
-  resolution: STATIC
-  ports: [{number: 80, name: http, protocol: HTTP, targetPort: %s}]
-  endpoints: [{address: 127.0.0.1}]
----
+	m.cluster.Apply(t, kubetest.WebGateway("gw-ns", "gw", port, upstreamPort))
+	m.cluster.Apply(t, `
 apiVersion: v1
 kind: Pod
 metadata: {name: gw-0, namespace: gw-ns, labels: {istio: gw, app: gw}}
 spec: {containers: [{name: istio-proxy, image: none}]}
-`, port, upstreamPort))
+`)
 	mustWrite(t, m.policy, meshPolicy)
 	m.control = m.startControl(t)
 	m.node = start(t, m.nodeArgs()...)

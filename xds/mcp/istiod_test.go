@@ -67,33 +67,6 @@ func (c *collector) last() event.Header {
 	return c.headers[len(c.headers)-1]
 }
 
-const mesh = `
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: web, namespace: istio-ingress}
-spec:
-  selector: {istio: public}
-  servers:
-  - {port: {number: %s, name: http, protocol: HTTP}, bind: 127.0.0.1, hosts: ["*"]}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: echo, namespace: istio-ingress}
-spec:
-  hosts: ["*"]
-  gateways: [web]
-  http: [{route: [{destination: {host: echo.example, port: {number: 80}}}]}]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: echo, namespace: istio-ingress}
-spec:
-  hosts: [echo.example]
-  resolution: STATIC
-  ports: [{number: 80, name: http, protocol: HTTP, targetPort: %s}]
-  endpoints: [{address: 127.0.0.1}]
-`
-
 // Both forms through a real istiod into a real Envoy: it mirrors, and an edit of
 // a policy changes what each form's description says that it changes.
 func TestRealIstiod(t *testing.T) {
@@ -120,7 +93,7 @@ func TestRealIstiod(t *testing.T) {
 	front := envoytest.FreeAddr(t)
 	_, port, _ := net.SplitHostPort(front)
 	_, upstreamPort, _ := net.SplitHostPort(strings.TrimPrefix(upstream.URL, "http://"))
-	cluster.Apply(t, fmt.Sprintf(mesh, port, upstreamPort))
+	cluster.Apply(t, kubetest.WebGateway("istio-ingress", "public", port, upstreamPort))
 	i := kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: cluster, Sources: []string{"xds://" + address}})
 	gateway := kubetest.StartRouter(t, kubetest.RouterConfig{XDS: i.GRPC, Name: "public-0", Namespace: "istio-ingress", IP: "127.0.0.9", Labels: map[string]string{"istio": "public"}})
 
