@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -37,6 +38,11 @@ const (
 // it is given up: a server that starts may not know its kinds yet.
 const strikes = 2
 
+const (
+	discoverTimeout = 10 * time.Second
+	retryDiscover   = time.Second // after an error
+)
+
 // sources are the informers that a topology is made of. They belong to one
 // goroutine, but for the informers' own.
 type sources struct {
@@ -54,9 +60,10 @@ type kind struct {
 	name  string // plural
 	start func(*sources) (cache.SharedIndexInformer, error)
 
-	known  bool // the API has said whether it has the kind
-	denied int  // times in turn that it has said no
-	probed bool // since the last tick
+	known  bool      // the API has said whether it has the kind
+	denied int       // times in turn that it has said no
+	probed bool      // since the last tick
+	retry  time.Time // not to be asked for before
 	source *source
 }
 
@@ -110,7 +117,7 @@ func (s *sources) adjust(ctx context.Context, refs []ServiceRef) {
 			}
 			continue
 		}
-		if !k.probed {
+		if !k.probed && !time.Now().Before(k.retry) {
 			s.discover(ctx, name, k)
 		}
 	}
@@ -120,7 +127,9 @@ func (s *sources) adjust(ctx context.Context, refs []ServiceRef) {
 // discover asks the API whether it has a kind. That it hasn't is a normal
 // state: Istio or the Gateway API isn't installed.
 func (s *sources) discover(ctx context.Context, name string, k *kind) {
-	list, err := s.w.clients.Kubernetes.Discovery().ServerResourcesForGroupVersionWithContext(ctx, k.group)
+	limited, cancel := context.WithTimeout(ctx, discoverTimeout)
+	defer cancel()
+	list, err := s.w.clients.Kubernetes.Discovery().ServerResourcesForGroupVersionWithContext(limited, k.group)
 	switch {
 	case err == nil && slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == k.name }):
 		k.known, k.probed, k.denied = true, true, 0
@@ -142,6 +151,7 @@ func (s *sources) discover(ctx context.Context, name string, k *kind) {
 	case ctx.Err() == nil:
 		s.failed(name, fmt.Errorf("discover %s: %w", k.group, err))
 		k.probed = k.known // what is known stands until the next tick
+		k.retry = time.Now().Add(min(retryDiscover, s.w.rediscover))
 	}
 }
 

@@ -16,11 +16,13 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 
 	"github.com/periscope-mesh/periscope/mirror"
@@ -124,7 +126,9 @@ func New(c Config) (*Watcher, error) {
 // SetNodeServices says which services' endpoints are wanted: those that
 // policies name, of which the first 256 count.
 func (w *Watcher) SetNodeServices(refs []ServiceRef) {
-	refs = sortedRefs(refs)
+	refs = slices.DeleteFunc(sortedRefs(refs), func(r ServiceRef) bool {
+		return len(validation.IsDNS1123Label(r.Name)) > 0 // no Service has such a name
+	})
 	if len(refs) > maxNodeServices {
 		w.complain("node_services", fmt.Errorf("%d node services are named; those beyond the first %d are left out", len(refs), maxNodeServices))
 		refs = refs[:maxNodeServices]

@@ -14,7 +14,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
-	istioapi "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	istiofake "istio.io/client-go/pkg/clientset/versioned/fake"
 	corev1 "k8s.io/api/core/v1"
@@ -131,7 +130,7 @@ func (a *api) pod(t *testing.T, namespace, name string, labels set) {
 func (a *api) istioGateway(t *testing.T, namespace, name string, selector set) {
 	t.Helper()
 	g := &networkingv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
-	g.Spec = istioapi.Gateway{Selector: selector} //nolint:govet // a fresh message
+	g.Spec.Selector = selector
 	if _, err := a.istio.NetworkingV1().Gateways(namespace).Create(t.Context(), g, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +247,7 @@ func TestLoadThenRun(t *testing.T) {
 	await("a pod's end", is("ingress/gw[gw-1]", "shop/web[web-istio-0]", node))
 
 	a.nodeService(t, "other", "nodes", "10.0.0.2", "10.0.0.3")
-	w.SetNodeServices([]ServiceRef{{"other", "nodes"}})
+	w.SetNodeServices([]ServiceRef{{"other", "nodes"}, {"other", "No Service\x00"}})
 	await("another node service", is("ingress/gw[gw-1]", "shop/web[web-istio-0]", "other/nodes:5050 [{10.0.0.2 15050} {10.0.0.3 15050}]"))
 	w.SetNodeServices(nil)
 	await("no node service", is("ingress/gw[gw-1]", "shop/web[web-istio-0]"))

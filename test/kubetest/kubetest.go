@@ -163,7 +163,7 @@ func Start(t testing.TB) *Cluster {
 	c.URL = "https://" + net.JoinHostPort(host, port)
 	api := Run(t, "kube-apiserver", nil, apiPath,
 		"--etcd-servers="+etcd, "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+keyFile,
-		"--service-account-signing-key-file="+keyFile, "--cert-dir="+filepath.Join(dir, "certs"), "--secure-port="+port, "--bind-address="+host,
+		"--service-account-signing-key-file="+keyFile, "--cert-dir="+filepath.Join(dir, "certs"), "--secure-port="+port, "--bind-address="+host, "--advertise-address=198.51.100.10", // a documentation address: loopback is refused, and there may be no other
 		"--token-auth-file="+tokens, "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16", "--disable-admission-plugins=ServiceAccount")
 	probe := &http.Client{Timeout: time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // only asks whether it is up
 	defer probe.CloseIdleConnections()
