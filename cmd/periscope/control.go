@@ -53,12 +53,17 @@ type controlFlags struct {
 	kubeconfig string
 	inCluster  bool
 	form       string
+	// Where istiods say what became of what they are served.
+	istiods     []string
+	istiodToken string
 }
 
 // addMesh adds the flags that make the control plane a source of istiods'.
 func (f *controlFlags) addMesh(flags *pflag.FlagSet) {
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster whose ingress gateways are supplied through its istiods")
 	flags.BoolVar(&f.inCluster, "in-cluster", false, "the cluster is the one that this process runs in")
+	flags.StringSliceVar(&f.istiods, "istiod", nil, "base URL of an istiod's monitoring port, such as http://10.0.0.7:15014, to read back what became of our resources; one for each istiod pod, never a service; may be repeated")
+	flags.StringVar(&f.istiodToken, "istiod-token", "", "file with the projected service-account token to show istiods; those on this host ask for none")
 	flags.StringVar(&f.form, "form", string(mcp.FormEnvoyFilter), "Istio's resources that carry the plugin: EnvoyFilter, or TrafficExtension (Istio 1.30 and later; each change closes connections)")
 }
 
@@ -174,6 +179,7 @@ type control struct {
 	gateway  gateway.Config
 	mcp      mcp.Config
 	cluster  *topology.Watcher // nil: no istiod is supplied
+	readback *readback         // nil: no istiod is asked
 	source   *source.Source    // nil: the default policy
 	server   *xds.Server
 	grpc     *grpc.Server
@@ -214,7 +220,7 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 		return nil, err
 	}
 	// [1]
-	if err := c.openCluster(); err != nil {
+	if err := errors.Join(c.openCluster(), c.openReadback()); err != nil {
 		return nil, err
 	}
 	if err := c.load(ctx); err != nil {
@@ -357,6 +363,9 @@ func (c *control) run(ctx context.Context) error {
 	}
 	if c.cluster != nil {
 		group.Go(func() error { return c.cluster.Run(ctx, c.observe) })
+	}
+	if c.readback != nil {
+		group.Go(func() error { return c.readback.poller.Run(ctx) })
 	}
 	return group.Wait()
 }

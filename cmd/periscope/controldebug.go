@@ -19,6 +19,7 @@ import (
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/debug"
 	"github.com/periscope-mesh/periscope/xds/gateway"
+	"github.com/periscope-mesh/periscope/xds/istiod"
 	"github.com/periscope-mesh/periscope/xds/node/nodev1"
 )
 
@@ -29,6 +30,7 @@ type policyState struct {
 	Policies    []source.Status     `json:"policies"`
 	Attachments []mirror.Attachment `json:"attachments"`
 	Unresolved  []topology.Problem  `json:"unresolved,omitempty"` // Gateway resources without a workload
+	Delivery    *istiod.State       `json:"delivery,omitempty"`   // what istiods and their gateways did with it
 }
 
 // debugConfig asks c for everything anew with each request: its fields are set
@@ -166,6 +168,10 @@ func (c *control) policyState() policyState {
 	state := policyState{Revision: s.plan.Revision, Source: c.cfg.policy, Policies: s.set.Statuses, Attachments: s.plan.Attachments, Unresolved: s.problems}
 	if c.source == nil {
 		state.Source = "built in: mirror everything"
+	}
+	if c.readback != nil {
+		delivery := c.readback.poller.State()
+		state.Delivery = &delivery
 	}
 	return state
 }

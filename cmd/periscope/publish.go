@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/topology"
@@ -86,7 +87,10 @@ func (c *control) supply(plan mirror.Plan, last *controlState) error {
 		s, err = mcp.Snapshot(c.mcp, plan)
 	}
 	c.server.SetSnapshot(mcp.Key(""), s)
-	return nil
+	if c.readback == nil {
+		return nil
+	}
+	return c.readback.serve(c.mcp, plan, time.Now())
 }
 
 // keepLast puts a gateway's last plan in place of its new one, or takes the

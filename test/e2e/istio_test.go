@@ -27,6 +27,9 @@ type mesh struct {
 	control *process
 	node    *process
 	policy  string // file
+	// monitoring is istiod's port of that name, which the control plane reads
+	// back from.
+	monitoring string
 }
 
 const meshPolicy = `apiVersion: periscope.dev/v1alpha1
@@ -39,7 +42,7 @@ spec:
 // startMesh brings all of it up.
 func startMesh(t *testing.T) *mesh {
 	t.Helper()
-	m := &mesh{rig: newRig(t), cluster: kubetest.Start(t), policy: filepath.Join(t.TempDir(), "policy.yaml")}
+	m := &mesh{rig: newRig(t), cluster: kubetest.Start(t), policy: filepath.Join(t.TempDir(), "policy.yaml"), monitoring: envoytest.FreeAddr(t)}
 	m.cluster.InstallIstio(t)
 	m.cluster.Namespace(t, "gw-ns")
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "upstream") }))
@@ -59,7 +62,7 @@ spec: {containers: [{name: istio-proxy, image: none}]}
 	m.node.waitFor("node started")
 	view := start(t, "console", "--console", m.console, "--data", m.dataDir)
 	view.waitFor("console started")
-	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}})
+	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}, Monitoring: m.monitoring})
 	m.gateway = kubetest.StartRouter(t, kubetest.RouterConfig{XDS: m.istiod.GRPC, Name: "gw-0", Namespace: "gw-ns", IP: "127.0.0.9", Labels: map[string]string{"istio": "gw", "app": "gw"}})
 	envoytest.Eventually(t, 30*time.Second, "the gateway serves", func() bool {
 		res, err := http.Get("http://" + m.http + "/")
@@ -74,7 +77,8 @@ spec: {containers: [{name: istio-proxy, image: none}]}
 
 func (m *mesh) startControl(t *testing.T) *process {
 	t.Helper()
-	p := start(t, "control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen)
+	p := start(t, "control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen,
+		"--istiod", "http://"+m.monitoring)
 	p.waitFor("control plane started")
 	return p
 }
@@ -106,6 +110,17 @@ func TestIstio(t *testing.T) {
 			t.Errorf("%s: took %v", step.name, took)
 		}
 	}
+	// The loop is closed: what istiod and Envoy did with it is known.
+	envoytest.Eventually(t, 20*time.Second, "the gateway's acknowledgement is read back", func() bool {
+		var state struct {
+			Delivery struct {
+				Gateways []struct{ Gateway, Stage string }
+			}
+		}
+		getJSON(t, "http://"+m.debug+"/debug/policyz", &state)
+		g := state.Delivery.Gateways
+		return len(g) == 1 && g[0].Gateway == "gw-ns/gw" && g[0].Stage == "acknowledged"
+	})
 	if n := m.gateway.Stat("listener_manager.listener_modified"); n != listeners {
 		t.Errorf("policy edits modified listeners %d times", n-listeners)
 	}

@@ -27,6 +27,7 @@ type IstiodConfig struct {
 	Revision      string
 	Environment   []string
 	BindHost      string // default 127.0.0.1
+	Monitoring    string // host:port of /metrics and /debug; default any
 	NoWait        bool   // don't wait until it is ready
 	MeshConfigRaw string // in place of all of the mesh config
 }
@@ -55,6 +56,9 @@ func StartIstiod(t testing.TB, c IstiodConfig) *Istiod {
 	meshFile := filepath.Join(dir, "mesh.yaml")
 	writeFile(t, meshFile, mesh)
 	i := &Istiod{GRPC: addr(t, c.BindHost), Monitoring: addr(t, c.BindHost), HTTP: addr(t, c.BindHost)}
+	if c.Monitoring != "" {
+		i.Monitoring = c.Monitoring
+	}
 	_, ctrlz, _ := strings.Cut(envoytest.FreeAddr(t), ":")
 	environment := append([]string{
 		"POD_NAME=" + c.Name, "POD_NAMESPACE=istio-system", "CLUSTER_ID=test", "ENABLE_CA_SERVER=false", "INJECT_ENABLED=false",
