@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/periscope-mesh/periscope/test/envoytest"
 	"github.com/periscope-mesh/periscope/xds/node/nodev1"
 )
 
@@ -200,7 +201,7 @@ func TestClientTakesPolicies(t *testing.T) {
 }
 
 func TestClientReconnects(t *testing.T) {
-	control, address, stop := startControl(t, "127.0.0.1:0")
+	control, address, stop := startControl(t, envoytest.FreeAddr(t))
 	c, _ := newClient(t, Config{Address: address})
 	run(t, c)
 	control.request(t)

@@ -9,12 +9,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -127,15 +129,22 @@ func (e *Envoy) Stat(name string) int {
 	return n
 }
 
-// FreeAddr gives a loopback address whose port was free a moment ago.
+// FreeAddr gives a loopback address with a port that nobody listens on. It is
+// below the kernel's ephemeral range, from which connections that other tests
+// make meanwhile take their ports.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(16000+rand.IntN(16000)))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		l.Close()
+		return addr
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port from 16000 to 32000")
+	return ""
 }
 
 // Eventually polls until ok or the deadline.

@@ -36,6 +36,7 @@ import (
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/policy"
+	"github.com/periscope-mesh/periscope/test/envoytest"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -93,44 +94,11 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// envoyBinary finds the real Envoy, or skips.
-func envoyBinary(t *testing.T) string {
-	t.Helper()
-	if p := os.Getenv("PERISCOPE_ENVOY"); p != "" {
-		return p
-	}
-	if p, err := filepath.Abs("../../.tools/envoy-1.40.0/envoy"); err == nil {
-		if _, err := os.Stat(p); err == nil {
-			return p
-		}
-	}
-	if p, err := exec.LookPath("envoy"); err == nil {
-		return p
-	}
-	const missing = "no Envoy: make test installs it; or put an envoy on PATH, or set PERISCOPE_ENVOY"
-	if os.Getenv("REQUIRE_REAL") == "1" {
-		t.Fatal(missing)
-	}
-	t.Skip(missing)
-	return ""
-}
-
-// freeAddress finds a port that nobody listens on just now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // newRig prepares everything but Envoy; change its config and plan before start.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	envoyBinary(t)
-	r := &rig{t: t, admin: freeAddress(t), http: freeAddress(t), https: freeAddress(t), log: &syncBuffer{}}
+	envoytest.Path(t)
+	r := &rig{t: t, admin: envoytest.FreeAddr(t), http: envoytest.FreeAddr(t), https: envoytest.FreeAddr(t), log: &syncBuffer{}}
 	r.upstream = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.last.Store(req.Clone(context.Background()))
 		w.Header().Set("Server", "upstream/1")
@@ -150,7 +118,7 @@ func newRig(t *testing.T) *rig {
 	t.Cleanup(transport.CloseIdleConnections)
 	r.client = &http.Client{Transport: transport, Timeout: 10 * time.Second}
 
-	r.serve("127.0.0.1:0")
+	r.serve(envoytest.FreeAddr(t))
 	t.Cleanup(func() { r.stopServing() })
 	return r
 }
@@ -200,7 +168,7 @@ func (r *rig) start(protocol string) {
 	if err := os.WriteFile(file, boot, 0o600); err != nil {
 		r.t.Fatal(err)
 	}
-	cmd := exec.Command(envoyBinary(r.t), "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart")
+	cmd := exec.Command(envoytest.Path(r.t), "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart")
 	cmd.Stdout, cmd.Stderr = r.log, r.log
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
