@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,7 +164,7 @@ func (i *istiod) handle(r *discovery.DiscoveryResponse) {
 			i.updates = append(i.updates, name)
 		}
 	}
-	for name := range known {
+	for _, name := range slices.Sorted(maps.Keys(known)) {
 		if _, ok := got[name]; !ok {
 			i.updates = append(i.updates, "-"+name)
 		}
