@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/periscope-mesh/periscope/atomicfile"
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/topology"
 	"github.com/periscope-mesh/periscope/policy/source"
@@ -75,7 +76,7 @@ func (c *control) observe(result topology.Result) {
 func (c *control) keep(result topology.Result) {
 	raw, err := json.Marshal(result)
 	if err == nil {
-		err = writeAtomically(c.topologyFile(), raw)
+		err = atomicfile.Replace(c.topologyFile(), raw)
 	}
 	if err != nil {
 		c.cfg.logger.Error("topology not kept", "error", err)
@@ -116,25 +117,4 @@ func (c *control) selectClient(n *core.Node) (string, error) {
 		return "", errors.New("this control plane supplies no istiod: it was started without --kubeconfig and --in-cluster")
 	}
 	return mcp.Key(""), nil
-}
-
-// writeAtomically replaces a file, so that a reader sees the old or the new.
-func writeAtomically(file string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // without effect once renamed
-	if _, err := tmp.Write(data); err != nil {
-		tmp.Close()
-		return err
-	}
-	if err := tmp.Sync(); err != nil {
-		tmp.Close()
-		return err
-	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), file)
 }

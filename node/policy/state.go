@@ -6,7 +6,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"github.com/periscope-mesh/periscope/atomicfile"
 )
 
 // loadState reads the state file; nil without error: there is none.
@@ -27,25 +28,9 @@ func loadState(file string) (*revision, error) {
 }
 
 // saveState replaces the state file in one step.
-func saveState(file string, raw []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*")
-	if err != nil {
+func saveState(file string, raw []byte) error {
+	if err := atomicfile.Replace(file, raw); err != nil {
 		return fmt.Errorf("save policy state: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-			err = fmt.Errorf("save policy state: %w", err)
-		}
-	}()
-	if _, err = f.Write(raw); err == nil {
-		err = f.Sync()
-	}
-	if errClose := f.Close(); err == nil {
-		err = errClose
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), file)
+	return nil
 }

@@ -6,7 +6,7 @@
 // It never judges a policy itself, never fails because of one, and never
 // writes to what it watches.
 //
-// cmd/periscope may import it; it imports only policy.
+// cmd/periscope may import it; it imports policy and atomicfile.
 package source
 
 import (

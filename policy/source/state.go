@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/periscope-mesh/periscope/atomicfile"
 )
 
 const (
@@ -94,41 +96,12 @@ func (s *stateFile) save(accepted map[string]entry) error {
 	if len(data) > maxStateBytes {
 		return fmt.Errorf("write state: the policies take more than %d bytes", maxStateBytes)
 	}
-	if err := replace(s.name, data); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.name), 0o700); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	if err := atomicfile.Replace(s.name, data); err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
 	s.saved, s.stale = sum, false
 	return nil
-}
-
-// replace writes a file such that a crash leaves the old content or the new.
-func replace(name string, data []byte) (err error) {
-	dir := filepath.Dir(name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	temp := filepath.Join(dir, "."+filepath.Base(name)+".new")
-	_ = os.Remove(temp) // a crash may have left one
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(temp)
-		}
-	}()
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(temp, name); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

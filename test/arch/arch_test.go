@@ -23,7 +23,8 @@ var anything = []string{"*"}
 // allowed is what each package may import of ours.
 var allowed = map[string][]string{
 	"policy":           {},
-	"policy/source":    {"policy"},
+	"atomicfile":       {},
+	"policy/source":    {"policy", "atomicfile"},
 	"mirror":           {"policy"},
 	"mirror/lua":       {},
 	"mirror/event":     {},
@@ -37,7 +38,7 @@ var allowed = map[string][]string{
 	"xds/debug":        {"xds", "localweb"},
 	"xds/certs":        {},
 	"localweb":         {},
-	"node/policy":      {"xds/node/nodev1"},
+	"node/policy":      {"xds/node/nodev1", "atomicfile"},
 	"node/ingest":      {"mirror/event"},
 	"node/decode":      {"mirror/event"},
 	"node/detect":      {"mirror/event", "node/decode", "node/attack"},
