@@ -91,6 +91,7 @@ func (c *control) place(s *controlState, result topology.Result) {
 		Nodes:    append(append([]mirror.NodeService{}, c.static.Nodes...), result.Topology.Nodes...),
 	}
 	s.problems = result.Problems
+	s.placed = true
 }
 
 // follow asks the cluster for the services that policies name.

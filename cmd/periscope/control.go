@@ -168,8 +168,9 @@ type controlConfig struct {
 
 // control is the control plane:
 //
-//	policy files ─► [1] source ─► mirror.Compile ─► plan ─┬─► gateway.Snapshot ─► [2] xDS server ─► gateways, nodes
-//	                                                      └─► node.Snapshot ────────┘      │
+//	policy files ─► [1] source ──┬─► mirror.Compile ─► plan ─┬─► gateway.Snapshot ─┬─► [2] xDS server ─► gateways, nodes, istiods
+//	Kubernetes ───► [1] cluster ─┘                           ├─► node.Snapshot ────┤       │
+//	istiods ◄───── [1] readback                              └─► mcp.Snapshot ─────┘       │
 //	operators ─► [4] /debug ◄─────────────────────────────── acknowledged, refused ────────┘
 //	             [3] listeners
 type control struct {
@@ -191,8 +192,8 @@ type control struct {
 	state    atomic.Pointer[controlState]
 	plans    prometheus.Counter
 
-	publishing sync.Mutex // held while a plan is made and handed on
-	set        source.Set // until the first plan: the policies read; under publishing
+	publishing sync.Mutex   // held while a plan is made and handed on
+	next       controlState // what the next plan follows from; under publishing
 }
 
 func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error) {
@@ -270,7 +271,7 @@ func (c *control) configure() error {
 		c.static.Nodes = []mirror.NodeService{{Endpoints: c.cfg.nodes, StandIn: true}}
 	}
 	c.mcp = mcp.Config{Form: mcp.Form(c.cfg.form), Plugin: mcp.Plugin{Source: lua.Source(), Version: lua.Version}}
-	if err := c.mcp.Validate(); c.cfg.form != "" && err != nil {
+	if err := c.mcp.Validate(); err != nil {
 		return fmt.Errorf("--form: %w", err)
 	}
 	if c.cfg.upstream == "" {
@@ -313,16 +314,15 @@ func (c *control) load(ctx context.Context) error {
 	}
 	c.follow(set)
 	var found topology.Result
+	known := true
 	if c.cluster != nil {
-		var known bool
-		if found, known = c.loadCluster(ctx); !known {
-			c.set = set // published with the first topology
-			return nil
-		}
+		found, known = c.loadCluster(ctx)
 	}
 	return c.publish(func(s *controlState) {
 		s.set = set
-		c.place(s, found)
+		if known {
+			c.place(s, found)
+		}
 	})
 }
 
@@ -347,12 +347,6 @@ func (c *control) run(ctx context.Context) error {
 		group.Go(func() error {
 			return c.source.Run(ctx, func(set source.Set) {
 				c.follow(set)
-				if c.state.Load() == nil {
-					c.publishing.Lock()
-					c.set = set
-					c.publishing.Unlock()
-					return
-				}
 				// Policies are valid here: only our own faults are left, and the
 				// plan before stays in force.
 				if err := c.publish(func(s *controlState) { s.set = set }); err != nil {

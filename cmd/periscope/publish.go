@@ -20,46 +20,34 @@ import (
 // of it is never changed.
 type controlState struct {
 	set      source.Set
+	placed   bool // the gateways are known; until then there is no plan
 	topology mirror.Topology
 	problems []topology.Problem
 	plan     mirror.Plan
 }
 
 // publish changes what the plan follows from, compiles it and hands the result
-// to the xDS server. With an error, all goes on as it was.
+// to the xDS server: all of it or, with an error, nothing. Until the gateways
+// are known, changes only gather.
 func (c *control) publish(change func(*controlState)) error {
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
-	next := controlState{set: c.set, topology: c.static}
-	last := c.state.Load()
-	if last != nil {
-		next = *last
-	}
+	next := c.next
 	change(&next)
-	next.plan = mirror.Compile(next.set.Policies, next.topology)
-	supplied := mirror.Plan{Revision: next.plan.Revision}
-	for i, g := range next.plan.Gateways {
-		if g.Gateway.Selector != nil {
-			supplied.Gateways = append(supplied.Gateways, next.plan.Gateways[i])
-			continue
-		}
-		if last != nil && slices.ContainsFunc(last.plan.Gateways, func(l mirror.GatewayPlan) bool { return reflect.DeepEqual(l, g) }) {
-			continue // served already
-		}
-		s, err := gateway.Snapshot(c.gateway, g)
-		if err != nil {
-			return err
-		}
-		c.server.SetSnapshot(xds.GatewayKey(g.Gateway.ID()), s)
+	if !next.placed {
+		c.next = next
+		return nil
 	}
-	s, err := xdsnode.Snapshot(next.plan)
+	next.plan = mirror.Compile(next.set.Policies, next.topology)
+	last := c.state.Load()
+	snapshots, err := c.snapshots(next.plan, last)
 	if err != nil {
 		return err
 	}
-	c.server.SetSnapshot(xds.NodeKey, s)
-	if err := c.supply(supplied, last); err != nil {
-		return err
+	for key, s := range snapshots {
+		c.server.SetSnapshot(key, s)
 	}
+	c.next = next
 	c.state.Store(&next)
 	if last == nil || last.plan.Revision != next.plan.Revision {
 		c.plans.Inc()
@@ -68,29 +56,56 @@ func (c *control) publish(change func(*controlState)) error {
 	return nil
 }
 
-// supply hands the plan's gateways of Istio's to the istiods. One that cannot
-// be supplied keeps its last plan; the others go on.
-func (c *control) supply(plan mirror.Plan, last *controlState) error {
-	if c.cluster == nil {
-		return nil
+// snapshots are those of a plan's clients, by key, but for gateways that are
+// served the same already.
+func (c *control) snapshots(plan mirror.Plan, last *controlState) (map[string]*xds.Snapshot, error) {
+	out := map[string]*xds.Snapshot{}
+	supplied := mirror.Plan{Revision: plan.Revision}
+	for _, g := range plan.Gateways {
+		if g.Gateway.Selector != nil {
+			supplied.Gateways = append(supplied.Gateways, g)
+			continue
+		}
+		if last != nil && slices.ContainsFunc(last.plan.Gateways, func(l mirror.GatewayPlan) bool { return reflect.DeepEqual(l, g) }) {
+			continue
+		}
+		s, err := gateway.Snapshot(c.gateway, g)
+		if err != nil {
+			return nil, err
+		}
+		out[xds.GatewayKey(g.Gateway.ID())] = s
 	}
+	var err error
+	if out[xds.NodeKey], err = xdsnode.Snapshot(plan); err != nil {
+		return nil, err
+	}
+	if c.cluster != nil {
+		if out[mcp.Key("")], err = c.supply(supplied, last); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// supply is what istiods get of the plan. A gateway that cannot be supplied
+// keeps its last plan; the others go on.
+func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, error) {
 	s, err := mcp.Snapshot(c.mcp, plan)
 	for err != nil {
 		fault := new(mcp.GatewayError)
 		if !errors.As(err, &fault) {
-			return fmt.Errorf("resources for istiods: %w", err)
+			return nil, fmt.Errorf("resources for istiods: %w", err)
 		}
 		c.cfg.logger.Error("gateway keeps its last plan", "gateway", fault.Gateway, "error", fault.Err)
 		if plan, err = keepLast(plan, last, fault.Gateway); err != nil {
-			return err
+			return nil, err
 		}
 		s, err = mcp.Snapshot(c.mcp, plan)
 	}
-	c.server.SetSnapshot(mcp.Key(""), s)
-	if c.readback == nil {
-		return nil
+	if c.readback != nil {
+		return s, c.readback.serve(c.mcp, plan, time.Now())
 	}
-	return c.readback.serve(c.mcp, plan, time.Now())
+	return s, nil
 }
 
 // keepLast puts a gateway's last plan in place of its new one, or takes the
