@@ -332,24 +332,25 @@ func TestDecisions(t *testing.T) {
 
 func TestSamplingShare(t *testing.T) {
 	n := startNode(t)
-	addr, _ := gateway(t, settings(func(s *mirror.Settings) { s.SharePPM = 250_000 }), n.addr, http.NotFoundHandler())
+	addr, e := gateway(t, settings(func(s *mirror.Settings) { s.SharePPM = 250_000 }), n.addr, http.NotFoundHandler())
 	const total = 2000
 	for range total {
 		req, _ := http.NewRequest("GET", "http://"+addr+"/", nil)
 		do(t, req)
 	}
-	var got uint64
-	envoytest.Eventually(t, 5*time.Second, "a batch after the last exchanges", func() bool {
+	var events []event.Event
+	envoytest.Eventually(t, 5*time.Second, "every batch that Envoy sent", func() bool {
+		sent := e.Stat("cluster.periscope_mirror.upstream_rq_total")
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		got = uint64(len(n.events))
-		return got > 0
+		events = n.events
+		return len(events) > 0 && len(n.headers) == sent
 	})
-	if got < total/5 || got > total*3/10 {
+	if got := len(events); got < total/5 || got > total*3/10 {
 		t.Errorf("mirrored %d of %d at 25 %%", got, total)
 	}
-	if n.events[0].SharePPM != 250_000 {
-		t.Errorf("share %d", n.events[0].SharePPM)
+	if events[0].SharePPM != 250_000 {
+		t.Errorf("share %d", events[0].SharePPM)
 	}
 }
 
