@@ -31,6 +31,7 @@ import (
 	"github.com/periscope-mesh/periscope/xds/debug"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 	"github.com/periscope-mesh/periscope/xds/mcp"
+	xdsnode "github.com/periscope-mesh/periscope/xds/node"
 )
 
 // controlFlags are the flags of a control plane, also inside periscope up.
@@ -56,6 +57,8 @@ type controlFlags struct {
 	// Where istiods say what became of what they are served.
 	istiods     []string
 	istiodToken string
+	// Which build of the plugin gateways run; the default inside periscope up.
+	plugin pluginFlags
 }
 
 // addMesh adds the flags that make the control plane a source of istiods'.
@@ -152,6 +155,7 @@ with the bootstrap that periscope bootstrap prints.`,
 	f.add(cmd.Flags())
 	f.addTLS(cmd.Flags())
 	f.addMesh(cmd.Flags())
+	f.plugin.add(cmd.Flags())
 	cmd.Flags().StringSliceVar(&nodes, "node", []string{"127.0.0.1:5050"}, "IP address and port of an analysis node; may be repeated; without --upstream the default is the service that a policy names")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the accepted policies and the self-signed certificate")
 	return cmd
@@ -181,6 +185,8 @@ type control struct {
 	mcp      mcp.Config
 	cluster  *topology.Watcher // nil: no istiod is supplied
 	readback *readback         // nil: no istiod is asked
+	plugins  *plugins          // which build each gateway runs
+	reports  *xdsnode.Reports  // of nodes
 	source   *source.Source    // nil: the default policy
 	server   *xds.Server
 	grpc     *grpc.Server
@@ -213,11 +219,15 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 		return nil, err
 	}
 	// [2] before [1]: what the source loads is published at once.
+	c.reports = xdsnode.NewReports(time.Now)
 	c.server, err = xds.New(xds.Config{Logger: cfg.logger, Registerer: c.registry, Select: c.selectClient, Debug: c.pages})
 	if err != nil {
 		return nil, err
 	}
 	if err := c.openGRPC(); err != nil {
+		return nil, err
+	}
+	if c.plugins, err = openPlugins(ctx, pluginConfig{pluginFlags: cfg.plugin, dataDir: cfg.dataDir, logger: cfg.logger, reg: c.registry}); err != nil {
 		return nil, err
 	}
 	// [1]
@@ -262,6 +272,7 @@ func (c *control) openGRPC() (err error) {
 	}
 	c.grpc = xds.NewGRPCServer(options...)
 	c.server.Register(c.grpc)
+	c.reports.Register(c.grpc)
 	return nil
 }
 
@@ -270,7 +281,7 @@ func (c *control) configure() error {
 	if len(c.cfg.nodes) > 0 {
 		c.static.Nodes = []mirror.NodeService{{Endpoints: c.cfg.nodes, StandIn: true}}
 	}
-	c.mcp = mcp.Config{Form: mcp.Form(c.cfg.form), Plugin: mcp.Plugin{Source: lua.Source(), Version: lua.Version}}
+	c.mcp = mcp.Config{Form: mcp.Form(c.cfg.form), Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}
 	if err := c.mcp.Validate(); err != nil {
 		return fmt.Errorf("--form: %w", err)
 	}
@@ -284,7 +295,7 @@ func (c *control) configure() error {
 	c.static.Gateways = []mirror.Gateway{gw}
 	c.gateway = gateway.Config{
 		HTTP: c.cfg.http, HTTPS: c.cfg.https, CertFile: c.cfg.certFile, KeyFile: c.cfg.keyFile,
-		Upstream: c.cfg.upstream, UpstreamCAFile: c.cfg.ca, Plugin: lua.Source(), PluginVersion: lua.Version,
+		Upstream: c.cfg.upstream, UpstreamCAFile: c.cfg.ca, Plugin: lua.Embedded().Code,
 	}
 	if c.cfg.https != "" && c.cfg.certFile == "" && c.cfg.keyFile == "" {
 		c.gateway.CertFile, c.gateway.KeyFile, err = selfSigned(c.cfg.dataDir, time.Now())
@@ -361,6 +372,7 @@ func (c *control) run(ctx context.Context) error {
 	if c.readback != nil {
 		group.Go(func() error { return c.readback.poller.Run(ctx) })
 	}
+	group.Go(func() error { return c.runRollout(ctx) })
 	return group.Wait()
 }
 

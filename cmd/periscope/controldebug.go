@@ -7,7 +7,6 @@ import (
 	"errors"
 	"os"
 	"runtime"
-	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	luafilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
@@ -44,8 +43,10 @@ func (c *control) debugConfig() debug.Config {
 		Deliveries:   func(id string) map[string][]xds.Delivery { return c.server.Deliveries(id) },
 		Snapshots:    func() map[string]*xds.Snapshot { return c.server.Snapshots() },
 		Plugin:       pluginOf,
+		Rollout:      func() any { return c.pluginRollout() },
 		Shares:       c.shares,
 		NodeRevision: nodeRevision,
+		NodeWires:    func(node string) []int { return c.wires()[node] },
 		Plan:         func() any { return c.current().plan },
 		Mesh:         func() any { return c.mesh() },
 		Ledger:       func() any { return c.ledger() },
@@ -66,7 +67,6 @@ func instance() debug.Instance {
 }
 
 // pluginOf reads which build of the plugin an extension configuration carries.
-// One that isn't this binary's is told by its digest alone.
 func pluginOf(r xds.Resource) (debug.Plugin, bool) {
 	if r.Name != gateway.PluginFilter || r.Any == nil {
 		return debug.Plugin{}, false
@@ -76,8 +76,8 @@ func pluginOf(r xds.Resource) (debug.Plugin, bool) {
 		return debug.Plugin{}, false
 	}
 	code := filter.GetDefaultSourceCode().GetInlineString()
-	if strings.HasPrefix(code, lua.Source()) {
-		return debug.Plugin{Version: lua.Version, Digest: lua.Digest()}, true
+	if b, err := lua.Read(code); err == nil {
+		return debug.Plugin{Version: b.Version, Digest: b.Digest}, true
 	}
 	sum := sha256.Sum256([]byte(code))
 	return debug.Plugin{Version: "unknown", Digest: hex.EncodeToString(sum[:6])}, true

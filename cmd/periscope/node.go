@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,11 +16,18 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/periscope-mesh/periscope/localweb"
+	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/node/detect"
 	"github.com/periscope-mesh/periscope/node/ingest"
 	nodepolicy "github.com/periscope-mesh/periscope/node/policy"
+	"github.com/periscope-mesh/periscope/node/report"
 	"github.com/periscope-mesh/periscope/node/store"
 )
 
@@ -94,6 +102,7 @@ type nodeConfig struct {
 //
 //	gateways ─► [2] listener ─► [5] ingest ─► [4] ring ─► [6] analysis ─► [3] writer ─► [1] store
 //	control plane ─► [7] policies ─────────────────────────────┘
+//	control plane ◄─ [7] reports of what gateways run, from ingest
 //	operators ─► [8] admin: /live /ready /metrics /debug
 //
 // Boxes are opened in the order of their numbers.
@@ -108,6 +117,7 @@ type node struct {
 	analysis *analysis
 	engine   *detect.Engine
 	policies *nodepolicy.Client
+	reporter *report.Reporter
 	admin    net.Listener
 	closers  []func() error
 }
@@ -160,6 +170,9 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := n.openReporter(insecure.NewCredentials()); err != nil {
+		return nil, err
+	}
 	n.analysis = newAnalysis(analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
 	// [8]
 	if err := localweb.RequireLoopback("--node-admin", cfg.admin); err != nil {
@@ -176,6 +189,27 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	return n, nil
 }
 
+// openReporter makes what tells the control plane of this node and of gateways.
+func (n *node) openReporter(credentials credentials.TransportCredentials) error {
+	conn, err := grpc.NewClient("passthrough:///"+n.cfg.control, grpc.WithTransportCredentials(credentials), grpc.WithNoProxy(),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: 5 * time.Second}, MinConnectTimeout: 2 * time.Second}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))
+	if err != nil {
+		return fmt.Errorf("report to %s: %w", n.cfg.control, err)
+	}
+	n.closers = append(n.closers, conn.Close)
+	n.reporter, err = report.New(report.Config{Conn: conn, Node: n.cfg.name, Wires: event.Versions(), Logger: n.cfg.logger, Gateways: n.gatewayReports})
+	return err
+}
+
+func (n *node) gatewayReports() []report.Gateway {
+	var out []report.Gateway
+	for _, g := range n.handler.Gateways() {
+		out = append(out, report.Gateway{Gateway: g.Gateway, Plugin: g.Plugin, Seen: g.Seen, Errors: g.Errors})
+	}
+	return out
+}
+
 func (n *node) run(ctx context.Context) error {
 	n.cfg.logger.Info("node started", "mirrored_traffic", n.listener.Addr().String(), "admin", n.admin.Addr().String(), "workers", n.cfg.workers, "store", storePath(n.cfg.dataDir))
 	// The writer outlives analysis: what was detected is stored.
@@ -186,6 +220,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return serve(ctx, n.listener, ingest.Server(n.handler, n.cfg.logger)) })
 	group.Go(func() error { return n.analysis.run(ctx, n.cfg.workers) })
 	group.Go(func() error { return n.policies.Run(ctx) })
+	group.Go(func() error { return n.reporter.Run(ctx) })
 	group.Go(func() error { return n.store.Run(ctx) })
 	group.Go(func() error { return serve(ctx, n.admin, pages(localweb.Guard(n.adminHandler()), n.cfg.logger)) })
 	err := group.Wait()

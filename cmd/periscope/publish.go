@@ -24,6 +24,7 @@ type controlState struct {
 	topology mirror.Topology
 	problems []topology.Problem
 	plan     mirror.Plan
+	builds   map[string]string // of the plugin, by gateway id
 }
 
 // publish changes what the plan follows from, compiles it and hands the result
@@ -39,8 +40,19 @@ func (c *control) publish(change func(*controlState)) error {
 		return nil
 	}
 	next.plan = mirror.Compile(next.set.Policies, next.topology)
+	return c.hand(next)
+}
+
+// hand hands a compiled plan on, each gateway's with the build of the plugin
+// that it is to run. Under c.publishing.
+func (c *control) hand(next controlState) error {
 	last := c.state.Load()
-	snapshots, err := c.snapshots(next.plan, last)
+	c.plugins.step(c.evidence(next.plan), c.nodesKnown())
+	next.builds = map[string]string{}
+	for _, g := range next.plan.Gateways {
+		next.builds[g.Gateway.ID()] = c.plugins.build(g.Gateway.ID()).Name()
+	}
+	snapshots, err := c.snapshots(next, last)
 	if err != nil {
 		return err
 	}
@@ -58,25 +70,28 @@ func (c *control) publish(change func(*controlState)) error {
 
 // snapshots are those of a plan's clients, by key, but for gateways that are
 // served the same already.
-func (c *control) snapshots(plan mirror.Plan, last *controlState) (map[string]*xds.Snapshot, error) {
+func (c *control) snapshots(next controlState, last *controlState) (map[string]*xds.Snapshot, error) {
 	out := map[string]*xds.Snapshot{}
-	supplied := mirror.Plan{Revision: plan.Revision}
-	for _, g := range plan.Gateways {
+	supplied := mirror.Plan{Revision: next.plan.Revision}
+	for _, g := range next.plan.Gateways {
+		id := g.Gateway.ID()
 		if g.Gateway.Selector != nil {
 			supplied.Gateways = append(supplied.Gateways, g)
 			continue
 		}
-		if last != nil && slices.ContainsFunc(last.plan.Gateways, func(l mirror.GatewayPlan) bool { return reflect.DeepEqual(l, g) }) {
+		if last != nil && last.builds[id] == next.builds[id] && slices.ContainsFunc(last.plan.Gateways, func(l mirror.GatewayPlan) bool { return reflect.DeepEqual(l, g) }) {
 			continue
 		}
-		s, err := gateway.Snapshot(c.gateway, g)
+		config := c.gateway
+		config.Plugin = c.plugins.build(id).Code
+		s, err := gateway.Snapshot(config, g)
 		if err != nil {
 			return nil, err
 		}
-		out[xds.GatewayKey(g.Gateway.ID())] = s
+		out[xds.GatewayKey(id)] = s
 	}
 	var err error
-	if out[xds.NodeKey], err = xdsnode.Snapshot(plan); err != nil {
+	if out[xds.NodeKey], err = xdsnode.Snapshot(next.plan); err != nil {
 		return nil, err
 	}
 	if c.cluster != nil {
@@ -90,7 +105,13 @@ func (c *control) snapshots(plan mirror.Plan, last *controlState) (map[string]*x
 // supply is what istiods get of the plan. A gateway that cannot be supplied
 // keeps its last plan; the others go on.
 func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, error) {
-	s, err := mcp.Snapshot(c.mcp, plan)
+	config := c.mcp
+	config.Plugins = map[string]mcp.Plugin{}
+	for _, g := range plan.Gateways {
+		b := c.plugins.build(g.Gateway.ID())
+		config.Plugins[g.Gateway.ID()] = mcp.Plugin{Source: b.Code, Version: b.Name()}
+	}
+	s, err := mcp.Snapshot(config, plan)
 	for err != nil {
 		fault := new(mcp.GatewayError)
 		if !errors.As(err, &fault) {
@@ -100,10 +121,10 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 		if plan, err = keepLast(plan, last, fault.Gateway); err != nil {
 			return nil, err
 		}
-		s, err = mcp.Snapshot(c.mcp, plan)
+		s, err = mcp.Snapshot(config, plan)
 	}
 	if c.readback != nil {
-		return s, c.readback.serve(c.mcp, plan, time.Now())
+		return s, c.readback.serve(config, plan, time.Now())
 	}
 	return s, nil
 }

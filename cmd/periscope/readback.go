@@ -17,6 +17,7 @@ type readback struct {
 	poller *istiod.Poller
 	mu     sync.Mutex
 	served istiod.Served
+	serial uint64 // of what is served
 }
 
 // openReadback makes it, if istiods are named.
@@ -60,7 +61,8 @@ func (r *readback) serve(config mcp.Config, plan mirror.Plan, now time.Time) err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	next := istiod.Served{Resources: map[string]istiod.Resource{}}
+	r.serial++
+	next := istiod.Served{Serial: r.serial, Resources: map[string]istiod.Resource{}}
 	for _, g := range plan.Gateways {
 		gateway := istiod.Gateway{ID: g.Gateway.ID(), Policy: g.Policy, Namespace: g.Gateway.Namespace, Pods: g.Gateway.Pods}
 		for _, item := range inventory[g.Gateway.ID()] {

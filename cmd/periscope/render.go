@@ -45,7 +45,7 @@ besides, from periscope control or periscope up.`,
 			if err != nil {
 				return err
 			}
-			objects, err := mcp.Objects(mcp.Config{Form: mcp.Form(f.form), Plugin: mcp.Plugin{Source: lua.Source(), Version: lua.Version}}, plan)
+			objects, err := mcp.Objects(mcp.Config{Form: mcp.Form(f.form), Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}, plan)
 			if err != nil {
 				return err
 			}

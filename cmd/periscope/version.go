@@ -24,7 +24,8 @@ type buildVersion struct {
 }
 
 func currentVersion() buildVersion {
-	return buildVersion{version, lua.Version, lua.Digest(), event.Version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	plugin := lua.Embedded()
+	return buildVersion{version, plugin.Version, plugin.Digest, event.Version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
 }
 
 func newVersion(o *options) *cobra.Command {

@@ -23,12 +23,15 @@ package event
 // and, from the second version on, the one before.
 const Version = 1
 
+// Versions are those that Decode reads.
+func Versions() []int { return []int{Version} }
+
 // Header is the first object of a batch. Keys in parentheses.
 type Header struct {
 	Version   uint64            // (v) contract version
 	Gateway   string            // (gateway) the gateway's claim; ingest replaces it with the authenticated identity
 	VM        string            // (vm) random id of the Lua VM; seq and counters are cumulative per VM
-	Plugin    string            // (plugin) version of the plugin
+	Plugin    string            // (plugin) build of the plugin, "version+digest"
 	PolicyRev string            // (policy_rev) policy revision the events were made under
 	ShareRev  string            // (share_rev) share revision
 	Seq       uint64            // (seq) 1, 2, 3 … per VM; a gap is lost batches

@@ -108,7 +108,7 @@ func gateway(t *testing.T, s mirror.Settings, nodeAddr string, upstream http.Han
 	up := httptest.NewServer(upstream)
 	t.Cleanup(up.Close)
 	addr = envoytest.FreeAddr(t)
-	b := staticEnvoy(addr, strings.TrimPrefix(up.URL, "http://"), settingsFilter("1", s.Encode()), luaFilter(lua.Source()))
+	b := staticEnvoy(addr, strings.TrimPrefix(up.URL, "http://"), settingsFilter("1", s.Encode()), luaFilter(lua.Embedded().Code))
 	static := b["static_resources"].(map[string]any)
 	mirrorCluster := cluster("periscope_mirror", nodeAddr, true)
 	static["clusters"] = append(static["clusters"].([]any), mirrorCluster)
@@ -126,14 +126,14 @@ func TestEmbeddedSettings(t *testing.T) {
 	}{
 		"alone": {
 			filters: func(s mirror.Settings) []map[string]any {
-				return []map[string]any{luaFilter(lua.Source() + s.EncodeLua())}
+				return []map[string]any{luaFilter(lua.Embedded().Code + s.EncodeLua())}
 			},
 			cluster: "outbound|5050||nodes.example", want: "default/embedded",
 		},
 		"behind settings": {
 			filters: func(s mirror.Settings) []map[string]any {
 				before := settings(func(s *mirror.Settings) { s.PolicyID = "default/sent" })
-				return []map[string]any{settingsFilter("1", before.Encode()), luaFilter(lua.Source() + s.EncodeLua())}
+				return []map[string]any{settingsFilter("1", before.Encode()), luaFilter(lua.Embedded().Code + s.EncodeLua())}
 			},
 			cluster: "periscope_mirror", want: "default/sent",
 		},
@@ -286,7 +286,7 @@ func TestExchangeIsCopiedExactly(t *testing.T) {
 		})
 	}
 	h := n.lastHeader()
-	if h.Gateway != "default/gateway" || h.Plugin != lua.Version || h.PolicyRev != "r1" || len(h.VM) != 16 || h.Counters[event.CounterSeen] != 9 || h.Counters[event.CounterErrors] != 0 {
+	if h.Gateway != "default/gateway" || h.Plugin != lua.Embedded().Name() || h.PolicyRev != "r1" || len(h.VM) != 16 || h.Counters[event.CounterSeen] != 9 || h.Counters[event.CounterErrors] != 0 {
 		t.Errorf("header %+v", h)
 	}
 	if n := e.Stat("http.ingress.lua.periscope.errors"); n != 0 {

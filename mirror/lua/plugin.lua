@@ -7,6 +7,7 @@
 --
 -- Runs in Envoy's LuaJIT, one VM per worker; all state below is the worker's.
 local VERSION = "0.1.0"
+local DIGEST = "000000000000" -- of this source: whoever sends it puts it in
 local WIRE = 1
 
 -- The JIT does not pay for code that spends its time in C calls (measured:
@@ -384,7 +385,7 @@ local CLUSTER = "periscope_mirror"
 local function batch_header(s, now)
   local c = { char(0x80 + #COUNTERS) }
   for i = 1, #COUNTERS do c[i + 1] = key(COUNTERS[i]) .. uint(count[COUNTERS[i]]) end
-  return "\137" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("vm", VM) .. pair("plugin", VERSION)
+  return "\137" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
     .. pair("policy_rev", s.rev or "") .. pair("share_rev", s.share_rev or "")
     .. key("seq") .. uint(seq) .. key("sent_us") .. uint(now * 1000) .. key("counters") .. table.concat(c)
 end

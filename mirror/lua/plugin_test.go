@@ -12,20 +12,42 @@ import (
 	"testing"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/mirror/lua"
 	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/test/envoytest"
 )
 
-func TestSource(t *testing.T) {
-	if n := len(lua.Source()); n > lua.MaxBytes {
-		t.Errorf("the plugin has %d bytes; TrafficExtension carries %d", n, lua.MaxBytes)
+func TestEmbedded(t *testing.T) {
+	b := lua.Embedded()
+	if b.Version != "0.1.0" || b.Wire != event.Version || !regexp.MustCompile(`^[0-9a-f]{12}$`).MatchString(b.Digest) || !strings.Contains(b.Code, b.Digest) {
+		t.Errorf("build %s, wire version %d", b.Name(), b.Wire)
 	}
-	if !strings.Contains(lua.Source(), fmt.Sprintf("local VERSION = %q", lua.Version)) {
-		t.Errorf("the plugin's VERSION is not %s", lua.Version)
+	again, err := lua.Read(b.Code)
+	if err != nil || again != b {
+		t.Errorf("read again, it is %s, %v", again.Name(), err)
 	}
-	if !regexp.MustCompile(`^[0-9a-f]{12}$`).MatchString(lua.Digest()) {
-		t.Errorf("digest %q", lua.Digest())
+	other, err := lua.Read(b.Code + "\n-- changed")
+	if err != nil || other.Digest == b.Digest {
+		t.Errorf("a changed source has digest %s, %v", other.Digest, err)
+	}
+}
+
+func TestRead(t *testing.T) {
+	const version, wire, digest = "local VERSION = \"1.2.3\"\n", "local WIRE = 7\n", "local DIGEST = \"000000000000\"\n"
+	if b, err := lua.Read(version + wire + digest); err != nil || b.Version != "1.2.3" || b.Wire != 7 {
+		t.Errorf("%+v, %v", b, err)
+	}
+	for source, want := range map[string]string{
+		"":                                  "local VERSION",
+		version + digest:                    "local WIRE",
+		version + wire:                      "local DIGEST",
+		strings.Repeat(" ", 1+lua.MaxBytes): "at most",
+		"local VERSION = \"" + strings.Repeat("9", 33) + "\"\n" + wire + digest: "local VERSION",
+	} {
+		if _, err := lua.Read(source); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want %q", source, err, want)
+		}
 	}
 }
 
@@ -62,7 +84,7 @@ function envoy_on_response(h) end
 // caller starts Envoy and gives a function that calls one of the plugin's.
 func caller(t *testing.T) func(t *testing.T, name string, args ...string) string {
 	addr := envoytest.FreeAddr(t)
-	envoytest.Start(t, staticEnvoy(addr, "", luaFilter(lua.Source()+functions)))
+	envoytest.Start(t, staticEnvoy(addr, "", luaFilter(lua.Embedded().Code+functions)))
 	return func(t *testing.T, name string, args ...string) string {
 		t.Helper()
 		res, err := http.Post("http://"+addr+"/"+name, "text/plain", strings.NewReader(strings.Join(args, "\x00")))

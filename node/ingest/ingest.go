@@ -108,6 +108,10 @@ func New(cfg Config) (*Handler, error) {
 	return h, nil
 }
 
+// Gateways lists what gateways' batches told of the builds of the plugin that
+// made them, by gateway and build.
+func (h *Handler) Gateways() []GatewayCount { return h.ledger.gateways() }
+
 type rejection struct {
 	Index  int          `json:"index"`
 	Reason event.Reason `json:"reason"`

@@ -276,6 +276,29 @@ type refusing struct{}
 func (refusing) Authenticate(*http.Request, string) (string, error) { return "", errors.New("no") }
 func (refusing) String() string                                     { return "refusing" }
 
+// What each build of the plugin told is kept apart, as a gateway moves from one
+// to another.
+func TestGateways(t *testing.T) {
+	r := newRig(t, nil)
+	for _, h := range []event.Header{
+		{Gateway: "ns/b", VM: "old", Plugin: "1+old", Seq: 1, Counters: map[string]uint64{event.CounterSeen: 10, event.CounterErrors: 1}},
+		{Gateway: "ns/b", VM: "old", Plugin: "1+old", Seq: 2, Counters: map[string]uint64{event.CounterSeen: 30, event.CounterErrors: 1}},
+		{Gateway: "ns/b", VM: "new", Plugin: "2+new", Seq: 1, Counters: map[string]uint64{event.CounterSeen: 5}},
+		{Gateway: "ns/a", VM: "else", Plugin: "1+old", Seq: 9, Counters: map[string]uint64{event.CounterSeen: 500}}, // its first batch here: where it starts from
+		{Gateway: "ns/a", VM: "else", Plugin: "1+old", Seq: 10, Counters: map[string]uint64{event.CounterSeen: 501}},
+	} {
+		h.Version = event.Version
+		r.post(bytes.NewReader(event.AppendHeader(nil, &h)), nil)
+	}
+	var got []string
+	for _, g := range r.handler.Gateways() {
+		got = append(got, fmt.Sprint(g.Gateway, " ", g.Plugin, " ", g.Seen, " ", g.Errors, " ", !g.Last.IsZero()))
+	}
+	if want := "[ns/a 1+old 1 0 true ns/b 1+old 30 1 true ns/b 2+new 5 0 true]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}
+
 func TestAuthentication(t *testing.T) {
 	r := newRig(t, func(c *ingest.Config) { c.Authenticator = refusing{} })
 	if w := r.post(bytes.NewReader(batch(exchange(1, nil))), nil); w.Code != http.StatusUnauthorized || r.ring.Len() != 0 {

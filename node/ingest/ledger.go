@@ -1,6 +1,9 @@
 package ingest
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -11,8 +14,9 @@ import (
 )
 
 const (
-	maxVMs   = 4096             // gateway workers whose counters are followed
-	vmMemory = 30 * time.Minute // then a silent one is forgotten, if there is need
+	maxVMs    = 4096             // gateway workers whose counters are followed
+	maxBuilds = 4096             // builds of the plugin, each at each gateway
+	vmMemory  = 30 * time.Minute // then a silent one is forgotten, if there is need
 )
 
 // exchangeOutcomes are the plugin counters that are shown: a closed set, whatever a
@@ -34,11 +38,24 @@ type ledger struct {
 	sent      prometheus.Counter
 	untracked prometheus.Counter
 
-	mu  sync.Mutex
-	vms map[vmKey]*vmState
+	mu     sync.Mutex
+	vms    map[vmKey]*vmState
+	builds map[buildKey]*GatewayCount
 }
 
-type vmKey struct{ gateway, vm string }
+type (
+	vmKey    struct{ gateway, vm string }
+	buildKey struct{ gateway, plugin string }
+)
+
+// GatewayCount is what a gateway's batches told of one build of the plugin.
+type GatewayCount struct {
+	Gateway string    // as authenticated
+	Plugin  string    // "version+digest", in its own words
+	Seen    uint64    // exchanges that the plugin has seen
+	Errors  uint64    // of the plugin
+	Last    time.Time // of the newest batch
+}
 
 type vmState struct {
 	seq      uint64
@@ -48,7 +65,7 @@ type vmState struct {
 
 func newLedger(reg prometheus.Registerer) *ledger {
 	l := &ledger{
-		vms: map[vmKey]*vmState{},
+		vms: map[vmKey]*vmState{}, builds: map[buildKey]*GatewayCount{},
 		exchanges: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "periscope_gateway_exchanges_total", Help: "Exchanges at the gateways' plugins by outcome, as their batches report: seen is all of them."}, []string{"outcome"}),
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
@@ -98,26 +115,61 @@ func (l *ledger) observe(gateway string, h *event.Header, now time.Time) {
 	}
 	l.sent.Add(float64(h.Seq - vm.seq))
 	vm.seq = h.Seq
+	build := l.build(gateway, h.Plugin, now)
 	for _, name := range exchangeOutcomes {
-		l.exchanges.WithLabelValues(name).Add(vm.advance(name, h.Counters))
+		grown := vm.advance(name, h.Counters)
+		l.exchanges.WithLabelValues(name).Add(float64(grown))
+		switch name {
+		case event.CounterSeen:
+			build.Seen += grown
+		case event.CounterErrors:
+			build.Errors += grown
+		}
 	}
-	l.cut.Add(vm.advance(event.CounterCutBytes, h.Counters))
+	l.cut.Add(float64(vm.advance(event.CounterCutBytes, h.Counters)))
+}
+
+// build gives the count of one build at one gateway; one that is thrown away,
+// for want of room.
+func (l *ledger) build(gateway, plugin string, now time.Time) *GatewayCount {
+	b := l.builds[buildKey{gateway, plugin}]
+	if b == nil {
+		if len(l.builds) >= maxBuilds {
+			maps.DeleteFunc(l.builds, func(_ buildKey, b *GatewayCount) bool { return now.Sub(b.Last) > vmMemory })
+		}
+		b = &GatewayCount{Gateway: strings.Clone(gateway), Plugin: strings.Clone(plugin)}
+		if len(l.builds) < maxBuilds {
+			l.builds[buildKey{b.Gateway, b.Plugin}] = b
+		}
+	}
+	b.Last = now
+	return b
+}
+
+// gateways lists the counts, by gateway and build.
+func (l *ledger) gateways() []GatewayCount {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]GatewayCount, 0, len(l.builds))
+	for _, b := range l.builds {
+		out = append(out, *b)
+	}
+	slices.SortFunc(out, func(a, b GatewayCount) int {
+		return cmp.Or(strings.Compare(a.Gateway, b.Gateway), strings.Compare(a.Plugin, b.Plugin))
+	})
+	return out
 }
 
 // advance gives by how much a counter has grown.
-func (v *vmState) advance(name string, counters map[string]uint64) float64 {
+func (v *vmState) advance(name string, counters map[string]uint64) uint64 {
 	now, before := counters[name], v.counters[name]
 	if now <= before {
 		return 0
 	}
 	v.counters[name] = now
-	return float64(now - before)
+	return now - before
 }
 
 func (l *ledger) forget(now time.Time) {
-	for k, v := range l.vms {
-		if now.Sub(v.last) > vmMemory {
-			delete(l.vms, k)
-		}
-	}
+	maps.DeleteFunc(l.vms, func(_ vmKey, v *vmState) bool { return now.Sub(v.last) > vmMemory })
 }

@@ -75,10 +75,10 @@ spec: {containers: [{name: istio-proxy, image: none}]}
 	return m
 }
 
-func (m *mesh) startControl(t *testing.T) *process {
+func (m *mesh) startControl(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := start(t, "control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen,
-		"--istiod", "http://"+m.monitoring)
+	p := start(t, append([]string{"control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen,
+		"--istiod", "http://" + m.monitoring}, args...)...)
 	p.waitFor("control plane started")
 	return p
 }

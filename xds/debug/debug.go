@@ -40,8 +40,10 @@ type Config struct {
 	// ecdsz, edsz, and with the next three the pages named there.
 	Deliveries   func(connectionID string) map[string][]xds.Delivery
 	Plugin       func(xds.Resource) (Plugin, bool) // whether it is the plugin, and which: pluginz
+	Rollout      func() any                        // of the plugin: pluginz, too
 	Shares       func() []Share                    // sharez
 	NodeRevision func(xds.Resource) string         // the plan's revision in a node's policies: nodez
+	NodeWires    func(node string) []int           // versions of the wire contract that a node reads: nodez, too
 	Snapshots    func() map[string]*xds.Snapshot   // resourcesz
 	Plan         func() any                        // planz
 	Mesh         func() any                        // mesh
@@ -151,7 +153,7 @@ func (p *Pages) list() []page {
 	add(sent, "config_dump", "what a proxy was sent, as Envoy's admin page has it; types=cds,lds,rds,eds,ecds; include_eds", proxy, p.configDump)
 	add(sent, "ecdsz", "extension configurations that a proxy was sent", proxy, p.typed(resource.ExtensionConfigType))
 	add(sent, "edsz", "endpoints that a proxy was sent", proxy, p.typed(resource.EndpointType))
-	add(sent && c.Plugin != nil, "pluginz", "which gateway was sent, and runs, which plugin", "", plain(p.pluginz))
+	add(sent && c.Plugin != nil, "pluginz", "which build of the plugin gateways are to run, were sent, and run", "", plain(p.pluginz))
 	add(sent && c.Shares != nil, "sharez", "the mirrored share of each gateway, in force by which carrier", "", plain(p.sharez))
 	add(sent && c.NodeRevision != nil, "nodez", "analysis nodes and the plan's revision that they acknowledged", "", plain(p.nodez))
 	add(c.Plan != nil, "planz", "the plan that follows from the policies", "", plain(c.Plan))

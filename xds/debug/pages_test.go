@@ -77,6 +77,7 @@ func meshFixture(t *testing.T) *Pages {
 			}
 		}
 		c.Deliveries = func(id string) map[string][]xds.Delivery { return deliveries[id] }
+		c.Rollout = func() any { return map[string]string{"phase": "complete"} }
 		c.Plugin = func(r xds.Resource) (Plugin, bool) { return Plugin{r.Version, "d" + r.Version}, r.Name == "plugin" }
 		c.Shares = func() []Share {
 			return []Share{
@@ -105,7 +106,7 @@ func TestMeshPages(t *testing.T) {
 	h := meshFixture(t)
 	for target, want := range map[string]string{
 		"list":        `["adsz","config_dump","configz","connections","ecdsz","edsz","ledgerz","mesh","nodez","planz","pluginz","policyz","push_status","resourcesz","sharez","syncz"]`,
-		"pluginz":     `[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"ERROR","lastError":"no Lua","gateway":"shop/public","sent":{"version":"2","digest":"d2"},"running":{"version":"1","digest":"d1"}}]`,
+		"pluginz":     `{"rollout":{"phase":"complete"},"proxies":[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"ERROR","lastError":"no Lua","gateway":"shop/public","sent":{"version":"2","digest":"d2"},"running":{"version":"1","digest":"d1"}}]}`,
 		"sharez":      `[{"gateway":"shop/public","policy":"shop/p","percent":12.5,"carrier":"settings filter","resource":"settings","proxies":[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"SYNCED"}]},{"gateway":"shop/private","percent":100,"carrier":"istiod","proxies":[]}]`,
 		"nodez":       `[{"node":"a","connectionId":"node~a-8","address":"127.0.0.1:2","connectedAt":"2026-01-02T03:04:05Z","state":"STALE","sent":"r2","acked":"r1"}]`,
 		"push_status": `{"periscope_xds_nacks_total":{"gateway~shop/public-7 type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig plugin":{"proxy":"public.shop","message":"no Lua"}},"periscope_xds_refused_total":{"x-9":{"proxy":"x","message":"no role"}}}`,

@@ -72,9 +72,19 @@ type gatewayPlugin struct {
 	Running *Plugin `json:"running,omitempty"`
 }
 
-// pluginz lists gateways, with those that were sent no plugin.
+// pluginState is pluginz.
+type pluginState struct {
+	Rollout any             `json:"rollout,omitempty"`
+	Proxies []gatewayPlugin `json:"proxies"` // Envoys that we serve directly
+}
+
+// pluginz shows the roll-out, and what each Envoy of ours was sent and runs,
+// also those that were sent no plugin.
 func (p *Pages) pluginz() any {
-	out := []gatewayPlugin{}
+	out := pluginState{Proxies: []gatewayPlugin{}}
+	if p.config.Rollout != nil {
+		out.Rollout = p.config.Rollout()
+	}
 	for _, c := range p.config.Connections() {
 		namespace, name, ok := gatewayOf(c)
 		if !ok {
@@ -91,7 +101,7 @@ func (p *Pages) pluginz() any {
 				g.Running = &running
 			}
 		}
-		out = append(out, g)
+		out.Proxies = append(out.Proxies, g)
 	}
 	return out
 }
@@ -133,6 +143,7 @@ type nodeState struct {
 	Sent         string    `json:"sent,omitempty"`
 	Acked        string    `json:"acked,omitempty"`
 	LastError    string    `json:"lastError,omitempty"`
+	Wires        []int     `json:"wireVersions,omitempty"` // of the wire contract that it says it reads
 }
 
 func (p *Pages) nodez() any {
@@ -142,6 +153,9 @@ func (p *Pages) nodez() any {
 			continue
 		}
 		n := nodeState{Node: strings.TrimPrefix(c.Node, xds.RoleNode+"~"), ConnectionID: c.ID, Address: c.Address, ConnectedAt: c.ConnectedAt, State: stateNotSent}
+		if p.config.NodeWires != nil {
+			n.Wires = p.config.NodeWires(n.Node)
+		}
 		for _, d := range p.config.Deliveries(c.ID)[xds.NodePolicyType] {
 			h := holding(c, xds.NodePolicyType, d)
 			n.State, n.LastError = h.State, h.LastError

@@ -108,7 +108,7 @@ func newRig(t *testing.T) *rig {
 	cert, key := selfSigned(t)
 	r.config = Config{
 		HTTP: r.http, HTTPS: r.https, CertFile: cert, KeyFile: key,
-		Upstream: r.upstream.URL, Plugin: plugin("one"), PluginVersion: "1",
+		Upstream: r.upstream.URL, Plugin: plugin("one"),
 	}
 	gw := mirror.Gateway{Namespace: "default", Name: "gateway"}
 	r.plan = mirror.GatewayPlan{Gateway: gw, Settings: mirror.Settings{Gateway: gw.ID(), Mode: policy.ModeMonitor, SharePPM: 1_000_000}}

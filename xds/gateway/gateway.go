@@ -20,7 +20,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
@@ -62,8 +61,7 @@ type Config struct {
 	// UpstreamCAFile verifies an https upstream; empty: it isn't verified.
 	UpstreamCAFile string
 
-	Plugin        string // the plugin's Lua source
-	PluginVersion string // empty: not stated
+	Plugin string // the plugin's Lua code
 }
 
 // Validate reports all faults of the configuration.
@@ -206,14 +204,4 @@ func listenAddress(hostport string) (netip.AddrPort, error) {
 func digest(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:8])
-}
-
-// oneLine makes a text fit for a Lua comment.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' {
-			return -1
-		}
-		return r
-	}, s)
 }

@@ -78,7 +78,7 @@ func render(t *testing.T, s *xds.Snapshot) []byte {
 }
 
 func TestSnapshotGoldens(t *testing.T) {
-	base := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: "function envoy_on_request(h) end\n", PluginVersion: "0.1.0"}
+	base := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: "function envoy_on_request(h) end\n"}
 	both := base
 	both.HTTPS, both.CertFile, both.KeyFile = "[::1]:8443", "/etc/periscope/tls.crt", "/etc/periscope/tls.key"
 	with := func(c Config, upstream, ca string) Config {

@@ -166,21 +166,16 @@ func extensions(c Config, encoded string) ([]xds.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	plugin, err := PluginExtension(c.Plugin, c.PluginVersion)
+	plugin, err := PluginExtension(c.Plugin)
 	if err != nil {
 		return nil, err
 	}
 	return []xds.Message{{Name: SettingsFilter, Message: settings}, {Name: PluginFilter, Message: plugin}}, nil
 }
 
-// PluginExtension is the plugin's code, as its filter discovers it. An empty
-// version isn't stated.
-func PluginExtension(source, version string) (*core.TypedExtensionConfig, error) {
-	if version != "" {
-		// Last, so that line numbers in error messages stay true.
-		source += "\n-- version " + oneLine(version) + "\n"
-	}
-	return extension(PluginFilter, pluginConfig(source))
+// PluginExtension is the plugin's code, as its filter discovers it.
+func PluginExtension(code string) (*core.TypedExtensionConfig, error) {
+	return extension(PluginFilter, pluginConfig(code))
 }
 
 // SettingsExtension is a gateway's settings, as mirror.Settings encodes them

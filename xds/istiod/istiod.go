@@ -58,6 +58,7 @@ type Config struct {
 // State is what is known. It is never changed.
 type State struct {
 	At      time.Time `json:"time,omitzero"` // of the last reading; zero: there was none
+	Serial  uint64    `json:"-"`             // Served's, when istiods were asked
 	Istiods []Istiod  `json:"istiods"`
 	Verdict
 }
@@ -204,7 +205,7 @@ func (p *Poller) poll(ctx context.Context) (State, bool) {
 		})
 	}
 	_ = group.Wait() // none fails: a reading tells its problem
-	state := State{At: time.Now().UTC(), Verdict: Judge(served, readings)}
+	state := State{At: time.Now().UTC(), Serial: served.Serial, Verdict: Judge(served, readings)}
 	last := make(map[string]Reading, len(readings))
 	for _, r := range readings {
 		last[r.Istiod] = r

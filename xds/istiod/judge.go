@@ -52,6 +52,7 @@ const (
 
 // Served is what istiods are served, and for which gateways.
 type Served struct {
+	Serial    uint64              // of this state of it, for State
 	Resources map[string]Resource // by Key
 	Gateways  []Gateway
 }

@@ -107,7 +107,7 @@ func (b *builder) pluginPatch(plugin Plugin) (*networking.EnvoyFilter_EnvoyConfi
 	if p := b.plugins[plugin]; p != nil {
 		return p, nil
 	}
-	e, err := gateway.PluginExtension(plugin.Source, plugin.Version)
+	e, err := gateway.PluginExtension(plugin.Source)
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,7 @@ const (
 
 // config is the configuration with the real plugin.
 func config(form mcp.Form) mcp.Config {
-	return mcp.Config{Form: form, Plugin: mcp.Plugin{Source: lua.Source(), Version: lua.Version}}
+	return mcp.Config{Form: form, Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}
 }
 
 func workload(name string) mirror.Gateway {

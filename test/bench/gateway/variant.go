@@ -40,7 +40,7 @@ const emptyScript = "function envoy_on_request(h) end\nfunction envoy_on_respons
 // variants lists what can be measured. candidate is a file with other plugin
 // code to compare ours with, or empty.
 func variants(candidate string) ([]variant, error) {
-	plugin := lua.Source()
+	plugin := lua.Embedded().Code
 	all := []variant{
 		{name: baseline, title: "no filter"},
 		{name: "empty-lua", title: "empty Lua filter", script: emptyScript},

@@ -51,7 +51,7 @@ type material struct {
 func newMaterial() (*material, error) {
 	c := gateway.Config{
 		HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.3:3000",
-		Plugin: lua.Source(), PluginVersion: lua.Version,
+		Plugin: lua.Embedded().Code,
 	}
 	s, err := gateway.Snapshot(c, mirror.GatewayPlan{Gateway: gatewayID(0), Settings: settings("", 0), Endpoints: nodeEndpoints()})
 	if err != nil {
@@ -95,7 +95,7 @@ func meshSnapshot(revisions []int) (*xds.Snapshot, error) {
 		g.Selector = map[string]string{"istio": g.Name}
 		plan.Gateways[i] = mirror.GatewayPlan{Gateway: g, Policy: "bench/default", Settings: settings(g.ID(), revision), Endpoints: nodeEndpoints()}
 	}
-	return mcp.Snapshot(mcp.Config{Plugin: mcp.Plugin{Source: lua.Source(), Version: lua.Version}}, plan)
+	return mcp.Snapshot(mcp.Config{Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}, plan)
 }
 
 // gatewayNode is how the i-th gateway introduces itself.

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/rollout"
+	"github.com/periscope-mesh/periscope/xds"
+	"github.com/periscope-mesh/periscope/xds/gateway"
+	"github.com/periscope-mesh/periscope/xds/istiod"
+	xdsnode "github.com/periscope-mesh/periscope/xds/node"
+)
+
+// runRollout moves the roll-out of the plugin on until the context ends.
+func (c *control) runRollout(ctx context.Context) error {
+	tick := time.NewTicker(rolloutInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := c.advance(); err != nil {
+				c.cfg.logger.Error("plan not published", "error", err)
+			}
+		}
+	}
+}
+
+// advance publishes the plan anew when a gateway is to run another build.
+func (c *control) advance() error {
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
+	last := c.state.Load()
+	if last == nil || !c.plugins.underWay() {
+		return nil
+	}
+	before := c.plugins.state
+	c.plugins.step(c.evidence(last.plan), c.nodesKnown())
+	if sameBuilds(before, c.plugins.state) {
+		return nil
+	}
+	return c.hand(c.next)
+}
+
+func sameBuilds(a, b rollout.State) bool {
+	return maps.EqualFunc(a.Gateways, b.Gateways, func(a, b rollout.Assignment) bool { return a.Build == b.Build })
+}
+
+// evidence is what is known of each gateway's build.
+func (c *control) evidence(plan mirror.Plan) []rollout.Gateway {
+	heard := map[string]map[string]rollout.Count{}
+	for _, h := range c.reports.Gateways() {
+		if heard[h.Gateway] == nil {
+			heard[h.Gateway] = map[string]rollout.Count{}
+		}
+		heard[h.Gateway][h.Plugin] = rollout.Count{Seen: h.Seen, Errors: h.Errors, Last: h.Last}
+	}
+	told := c.readback.told()
+	served := map[string][]xds.Connection{}
+	for _, conn := range c.server.Connections() {
+		served[conn.Key] = append(served[conn.Key], conn)
+	}
+	out := make([]rollout.Gateway, 0, len(plan.Gateways))
+	for _, g := range plan.Gateways {
+		id := g.Gateway.ID()
+		e := rollout.Gateway{ID: id, Runs: heard[id]}
+		if g.Gateway.Selector != nil {
+			e.Delivery, e.Reason = told(g.Gateway)
+		} else {
+			e.Delivery, e.Reason = c.delivered(served[xds.GatewayKey(id)], c.plugins.build(id).Name())
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// delivered tells how far a build has come to the Envoys of a gateway of ours.
+func (c *control) delivered(envoys []xds.Connection, build string) (rollout.Delivery, string) {
+	if len(envoys) == 0 {
+		return rollout.Unknown, "no Envoy is connected as this gateway"
+	}
+	state := rollout.Acknowledged
+	for _, e := range envoys {
+		var plugin xds.Delivery
+		for _, d := range c.server.Deliveries(e.ID)[resource.ExtensionConfigType] {
+			if d.Sent.Name == gateway.PluginFilter {
+				plugin = d
+			}
+		}
+		if c.plugins.nameOf(plugin.Acked) == build {
+			continue
+		}
+		state = rollout.Pending
+		for _, r := range e.Types[resource.ExtensionConfigType].Rejected {
+			if r.Name == gateway.PluginFilter && r.Version == plugin.Sent.Version && c.plugins.nameOf(plugin.Sent) == build {
+				return rollout.Refused, r.Reason
+			}
+		}
+	}
+	return state, ""
+}
+
+// told gives what istiods say of a gateway; nothing of what was served before
+// the present state.
+func (r *readback) told() func(mirror.Gateway) (rollout.Delivery, string) {
+	if r == nil {
+		return func(mirror.Gateway) (rollout.Delivery, string) { return rollout.Unknown, "" }
+	}
+	state, current := r.poller.State(), r.current().Serial
+	byID := map[string]istiod.Status{}
+	for _, s := range state.Gateways {
+		byID[s.Gateway] = s
+	}
+	return func(g mirror.Gateway) (rollout.Delivery, string) {
+		s, ok := byID[g.ID()]
+		if !ok || state.Serial != current {
+			return rollout.Pending, ""
+		}
+		switch s.Stage {
+		case istiod.Acknowledged:
+			return rollout.Acknowledged, ""
+		case istiod.Refused:
+			return rollout.Refused, s.Reason
+		case istiod.Unknown:
+			return rollout.Unknown, s.Reason
+		case istiod.Accepted:
+			if len(g.Pods) == 0 { // nobody is there to take it
+				return rollout.Acknowledged, ""
+			}
+		}
+		return rollout.Pending, s.Reason
+	}
+}
+
+// nodesKnown are the nodes that are connected, with what they read.
+func (c *control) nodesKnown() []rollout.Node {
+	wires := c.wires()
+	var out []rollout.Node
+	for _, conn := range c.server.Connections() {
+		if conn.Key == xds.NodeKey && conn.Held == "" {
+			name := strings.TrimPrefix(conn.Node, xds.RoleNode+"~")
+			out = append(out, rollout.Node{Name: name, Wires: wires[name]})
+		}
+	}
+	return out
+}
+
+// wires are the versions of the wire contract that nodes read, by their names.
+func (c *control) wires() map[string][]int {
+	out := map[string][]int{}
+	for _, r := range c.reports.Reporters() {
+		out[r.Node] = r.Wires
+	}
+	return out
+}
+
+// pluginGateway is one gateway in the roll-out, on /debug/pluginz.
+type pluginGateway struct {
+	Gateway string `json:"gateway"`
+	rollout.Assignment
+	Delivery string          `json:"delivery"`
+	Reason   string          `json:"reason,omitempty"`
+	Heard    []xdsnode.Heard `json:"heard,omitempty"` // what nodes heard from it, by build
+}
+
+// pluginRollout is the roll-out, on /debug/pluginz.
+type pluginRollout struct {
+	Target   rollout.Build     `json:"target"`
+	Stable   rollout.Build     `json:"stable"`
+	Phase    rollout.Phase     `json:"phase"`
+	Reason   string            `json:"reason,omitempty"`
+	Problem  string            `json:"problem,omitempty"` // why the build of --plugin is not taken
+	Failed   map[string]string `json:"failed,omitempty"`
+	Gateways []pluginGateway   `json:"gateways"`
+}
+
+func (c *control) pluginRollout() pluginRollout {
+	c.publishing.Lock()
+	s, problem, evidence := c.plugins.state, c.plugins.problem, c.evidence(c.current().plan)
+	c.publishing.Unlock()
+	out := pluginRollout{Target: s.Target, Stable: s.Stable, Phase: s.Phase, Reason: s.Reason, Problem: problem, Failed: s.Failed, Gateways: []pluginGateway{}}
+	heard := map[string][]xdsnode.Heard{}
+	for _, h := range c.reports.Gateways() {
+		heard[h.Gateway] = append(heard[h.Gateway], h)
+	}
+	for _, e := range evidence {
+		g := pluginGateway{Gateway: e.ID, Assignment: s.Gateways[e.ID], Delivery: string(e.Delivery), Reason: e.Reason, Heard: heard[e.ID]}
+		if e.Delivery == rollout.Unknown {
+			g.Delivery = "unknown"
+		}
+		out.Gateways = append(out.Gateways, g)
+	}
+	return out
+}

@@ -1,0 +1,228 @@
+package node
+
+import (
+	"cmp"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/periscope-mesh/periscope/xds/node/nodev1"
+)
+
+// Bounds of what nodes may tell. A node beyond them is told so and comes back
+// later; a gateway beyond them is left out.
+const (
+	maxReporters = 1000
+	maxHeard     = 20000 // builds, each at each gateway, in all
+	maxReported  = 10000 // of one node
+	maxWires     = 16
+	maxTextBytes = 320
+	// heardFor is how long a build that nobody speaks of any more is known.
+	heardFor = time.Hour
+)
+
+// Reports takes what nodes tell of themselves and of gateways. What it gives
+// may be asked for at any time from anywhere.
+type Reports struct {
+	nodev1.UnimplementedNodeReportServiceServer
+
+	now func() time.Time
+
+	mu        sync.Mutex
+	serial    uint64
+	reporters map[uint64]*reporter
+	heard     map[heardKey]*Heard
+}
+
+type heardKey struct{ gateway, plugin string }
+
+// reporter is a node that is connected, and what it said last.
+type reporter struct {
+	state  Reporter
+	counts map[heardKey]count // nil before its first report
+}
+
+type count struct{ seen, errors uint64 }
+
+// Reporter is a node that reports.
+type Reporter struct {
+	Node        string    `json:"node"`
+	Address     string    `json:"address"`
+	ConnectedAt time.Time `json:"connectedAt"`
+	ReportedAt  time.Time `json:"reportedAt"`
+	Wires       []int     `json:"wireVersions"` // that it reads
+}
+
+// Heard is what nodes heard from a gateway by one build of the plugin, since
+// this control plane's start.
+type Heard struct {
+	Gateway string    `json:"gateway"`
+	Plugin  string    `json:"plugin"`
+	Seen    uint64    `json:"seen"`   // exchanges
+	Errors  uint64    `json:"errors"` // of the plugin
+	Last    time.Time `json:"last,omitzero"`
+}
+
+// NewReports makes a Reports; now is the clock.
+func NewReports(now func() time.Time) *Reports {
+	return &Reports{now: now, reporters: map[uint64]*reporter{}, heard: map[heardKey]*Heard{}}
+}
+
+// Register adds the service to a gRPC server.
+func (r *Reports) Register(s grpc.ServiceRegistrar) { nodev1.RegisterNodeReportServiceServer(s, r) }
+
+// StreamReports takes one node's reports until it goes.
+func (r *Reports) StreamReports(stream grpc.ClientStreamingServer[nodev1.NodeReport, nodev1.NodeReportReply]) error {
+	n := &reporter{state: Reporter{ConnectedAt: r.now()}}
+	if p, ok := peer.FromContext(stream.Context()); ok {
+		n.state.Address = p.Addr.String()
+	}
+	serial, ok := r.open(n)
+	if !ok {
+		return status.Errorf(codes.ResourceExhausted, "%d nodes report already", maxReporters)
+	}
+	defer r.close(serial)
+	for {
+		report, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return stream.SendAndClose(&nodev1.NodeReportReply{})
+		}
+		if err != nil {
+			return err
+		}
+		if err := check(report); err != nil {
+			return err
+		}
+		r.take(n, report)
+	}
+}
+
+func (r *Reports) open(n *reporter) (uint64, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.reporters) >= maxReporters {
+		return 0, false
+	}
+	r.serial++
+	r.reporters[r.serial] = n
+	return r.serial, true
+}
+
+func (r *Reports) close(serial uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.reporters, serial)
+}
+
+func check(report *nodev1.NodeReport) error {
+	switch {
+	case report.GetNode() == "" || len(report.GetNode()) > maxTextBytes:
+		return status.Errorf(codes.InvalidArgument, "node: a name of 1 to %d bytes is needed", maxTextBytes)
+	case len(report.GetWireVersions()) > maxWires:
+		return status.Errorf(codes.InvalidArgument, "wire_versions: there are %d, more than %d", len(report.GetWireVersions()), maxWires)
+	case len(report.GetGateways()) > maxReported:
+		return status.Errorf(codes.InvalidArgument, "gateways: there are %d, more than %d", len(report.GetGateways()), maxReported)
+	}
+	for i, g := range report.GetGateways() {
+		if len(g.GetGateway()) > maxTextBytes || len(g.GetPlugin()) > maxTextBytes {
+			return status.Errorf(codes.InvalidArgument, "gateways[%d]: a name has more than %d bytes", i, maxTextBytes)
+		}
+	}
+	return nil
+}
+
+// take counts by how much the node's counters have grown. Its first report is
+// where they start from: it may have counted for days, and told before.
+func (r *Reports) take(n *reporter, report *nodev1.NodeReport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	n.state.Node, n.state.ReportedAt = report.GetNode(), now
+	n.state.Wires = nil
+	for _, v := range report.GetWireVersions() {
+		n.state.Wires = append(n.state.Wires, int(v))
+	}
+	counts := make(map[heardKey]count, len(report.GetGateways()))
+	for _, g := range report.GetGateways() {
+		key := heardKey{g.GetGateway(), g.GetPlugin()}
+		counts[key] = count{g.GetSeen(), g.GetErrors()}
+		h := r.entry(key, now)
+		if n.counts == nil || h == nil {
+			continue
+		}
+		before := n.counts[key]
+		if g.GetSeen() <= before.seen && g.GetErrors() <= before.errors {
+			continue
+		}
+		h.Seen += grown(before.seen, g.GetSeen())
+		h.Errors += grown(before.errors, g.GetErrors())
+		h.Last = now
+	}
+	n.counts = counts
+}
+
+// entry gives what is known of a build at a gateway; nil, for want of room.
+func (r *Reports) entry(key heardKey, now time.Time) *Heard {
+	h := r.heard[key]
+	if h != nil {
+		return h
+	}
+	if len(r.heard) >= maxHeard {
+		for k, h := range r.heard {
+			if now.Sub(h.Last) > heardFor {
+				delete(r.heard, k)
+			}
+		}
+		if len(r.heard) >= maxHeard {
+			return nil
+		}
+	}
+	h = &Heard{Gateway: key.gateway, Plugin: key.plugin}
+	r.heard[key] = h
+	return h
+}
+
+func grown(before, now uint64) uint64 {
+	if now < before {
+		return 0
+	}
+	return now - before
+}
+
+// Reporters lists the nodes that report, by name.
+func (r *Reports) Reporters() []Reporter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := []Reporter{}
+	for _, n := range r.reporters {
+		if n.state.Node != "" {
+			out = append(out, n.state)
+		}
+	}
+	slices.SortFunc(out, func(a, b Reporter) int {
+		return cmp.Or(strings.Compare(a.Node, b.Node), a.ConnectedAt.Compare(b.ConnectedAt))
+	})
+	return out
+}
+
+// Gateways lists what was heard, by gateway and build.
+func (r *Reports) Gateways() []Heard {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]Heard, 0, len(r.heard))
+	for _, h := range r.heard {
+		out = append(out, *h)
+	}
+	slices.SortFunc(out, func(a, b Heard) int {
+		return cmp.Or(strings.Compare(a.Gateway, b.Gateway), strings.Compare(a.Plugin, b.Plugin))
+	})
+	return out
+}

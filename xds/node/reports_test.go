@@ -1,0 +1,117 @@
+package node_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/periscope-mesh/periscope/node/report"
+	"github.com/periscope-mesh/periscope/xds"
+	"github.com/periscope-mesh/periscope/xds/node"
+	"github.com/periscope-mesh/periscope/xds/node/nodev1"
+)
+
+// serveReports serves reports, and gives a connection to them.
+func serveReports(t *testing.T) (*node.Reports, *grpc.ClientConn) {
+	t.Helper()
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	reports := node.NewReports(time.Now)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := xds.NewGRPCServer()
+	reports.Register(server)
+	served := make(chan struct{})
+	go func() { defer close(served); _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Stop(); <-served })
+	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return reports, conn
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
+// A node's reporter and the control plane's service speak to each other.
+func TestReports(t *testing.T) {
+	reports, conn := serveReports(t)
+	var counts atomic.Pointer[[]report.Gateway]
+	counts.Store(&[]report.Gateway{{Gateway: "a/web", Plugin: "1+old", Seen: 1000, Errors: 7}})
+	reporter, err := report.New(report.Config{Conn: conn, Node: "one", Wires: []int{1, 2}, Logger: slog.New(slog.DiscardHandler), Gateways: func() []report.Gateway { return *counts.Load() }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- reporter.Run(ctx) }()
+	eventually(t, "the node reports", func() bool {
+		list := reports.Reporters()
+		return len(list) == 1 && list[0].Node == "one" && cmp.Equal(list[0].Wires, []int{1, 2})
+	})
+	// What it counted before it came is not new.
+	if h := reports.Gateways(); len(h) != 1 || h[0].Seen != 0 || !h[0].Last.IsZero() {
+		t.Errorf("heard at first: %+v", h)
+	}
+	counts.Store(&[]report.Gateway{{Gateway: "a/web", Plugin: "1+old", Seen: 1010, Errors: 7}, {Gateway: "a/web", Plugin: "2+new", Seen: 5, Errors: 1}})
+	eventually(t, "the node reports what is new", func() bool {
+		h := reports.Gateways()
+		return len(h) == 2 && h[0].Seen == 10 && h[0].Errors == 0 && h[1].Plugin == "2+new" && h[1].Seen == 5 && h[1].Errors == 1 && !h[1].Last.IsZero()
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the node is gone", func() bool { return len(reports.Reporters()) == 0 })
+	if h := reports.Gateways(); len(h) != 2 {
+		t.Errorf("what was heard is forgotten: %+v", h)
+	}
+}
+
+func TestReportsAreBounded(t *testing.T) {
+	_, conn := serveReports(t)
+	for want, r := range map[string]*nodev1.NodeReport{
+		"node: a name":                {},
+		"wire_versions: there are 17": {Node: "n", WireVersions: make([]uint32, 17)},
+		"gateways: there are 10001":   {Node: "n", Gateways: make([]*nodev1.GatewayReport, 10001)},
+		"gateways[0]: a name has":     {Node: "n", Gateways: []*nodev1.GatewayReport{{Gateway: strings.Repeat("g", 321)}}},
+	} {
+		stream, err := nodev1.NewNodeReportServiceClient(conn).StreamReports(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, g := range r.Gateways {
+			if g == nil {
+				r.Gateways[i] = &nodev1.GatewayReport{}
+			}
+		}
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.CloseAndRecv(); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
