@@ -202,14 +202,6 @@ func (n *node) openReporter(credentials credentials.TransportCredentials) error 
 	return err
 }
 
-func (n *node) gatewayReports() []report.Gateway {
-	var out []report.Gateway
-	for _, g := range n.handler.Gateways() {
-		out = append(out, report.Gateway{Gateway: g.Gateway, Plugin: g.Plugin, Seen: g.Seen, Errors: g.Errors})
-	}
-	return out
-}
-
 func (n *node) run(ctx context.Context) error {
 	n.cfg.logger.Info("node started", "mirrored_traffic", n.listener.Addr().String(), "admin", n.admin.Addr().String(), "workers", n.cfg.workers, "store", storePath(n.cfg.dataDir))
 	// The writer outlives analysis: what was detected is stored.
@@ -221,6 +213,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.analysis.run(ctx, n.cfg.workers) })
 	group.Go(func() error { return n.policies.Run(ctx) })
 	group.Go(func() error { return n.reporter.Run(ctx) })
+	group.Go(func() error { return n.storeGateways(ctx) })
 	group.Go(func() error { return n.store.Run(ctx) })
 	group.Go(func() error { return serve(ctx, n.admin, pages(localweb.Guard(n.adminHandler()), n.cfg.logger)) })
 	err := group.Wait()

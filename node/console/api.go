@@ -85,6 +85,7 @@ func (c *console) routeAPI(mux *http.ServeMux) error {
 	register(api, "list-attacks", "/attacks", "List attacks, newest last hit first", c.apiAttacks)
 	register(api, "get-attack", "/attacks/{id}", "One attack", c.apiAttack)
 	register(api, "list-hits", "/attacks/{id}/hits", "Samples of an attack's hits", c.apiHits)
+	register(api, "list-gateways", "/gateways", "Gateways that mirror here, and the plugin builds they were heard from", c.apiGateways)
 	register(api, "get-timeline", "/attacks/{id}/timeline", "An attack's hits by minute", c.apiTimeline)
 
 	asJSON, err := json.MarshalIndent(api.OpenAPI(), "", "  ")

@@ -3,6 +3,7 @@ package console
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -164,6 +165,32 @@ func TestAPIHits(t *testing.T) {
 	if len(line) != 1 || line[0].(map[string]any)["hits"] != 3. {
 		t.Errorf("timeline: %v", line)
 	}
+}
+
+func TestAPIGateways(t *testing.T) {
+	store := &fakeStore{}
+	h := newHandler(t, store)
+	if list, ok := getJSON(t, h, "/api/v1/gateways", 200)["gateways"].([]any); !ok || len(list) != 0 {
+		t.Errorf("none: %v", list)
+	}
+	store.hear(time.Now())
+	list := getJSON(t, h, "/api/v1/gateways", 200)["gateways"].([]any)
+	if len(list) != 4 {
+		t.Fatalf("%d gateways", len(list))
+	}
+	for i, want := range []map[string]any{
+		{"gateway": "istio-ingress/internal", "running": true, "seen": 129384.},
+		{"gateway": "istio-ingress/public", "running": true, "plugin": "0.1.1+5f0c3a9b2d17"},
+		{"gateway": "istio-ingress/public", "running": false, "plugin": "0.1.0+cd9da490b2dd", "errors": 3.},
+	} {
+		for name, value := range want {
+			if got := list[i].(map[string]any)[name]; got != value {
+				t.Errorf("%d: %s is %v, want %v", i, name, got, value)
+			}
+		}
+	}
+	store.err = errors.New("disk on fire")
+	getJSON(t, h, "/api/v1/gateways", 500)
 }
 
 func TestOpenAPI(t *testing.T) {

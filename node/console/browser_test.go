@@ -58,13 +58,21 @@ func TestJourney(t *testing.T) {
 	b.Eventually(t, "the request is marked at the exact bytes",
 		`[...document.querySelectorAll(".hit .http mark")].slice(0, 2).map(m => m.textContent).join("|") === "../|etc/passwd"`)
 	b.Shot(t, "detail-light")
+
+	b.Do(t, chromedp.Navigate(server.URL+"/gateways"))
+	b.Eventually(t, "no gateway says so", `document.querySelector(".empty h2").textContent === "No gateway has been heard yet"`)
+	store.hear(time.Now())
+	b.Do(t, chromedp.Navigate(server.URL+"/gateways"))
+	b.Eventually(t, "each gateway is shown with what it runs, and what it ran before", `document.querySelectorAll(".attacks tbody tr").length === 4 &&
+		document.querySelector("tbody tr td a").textContent === "istio-ingress/internal" && document.querySelectorAll("tbody .muted.small")[0] !== null && document.body.textContent.includes("0.1.1+5f0c3a9b2d17")`)
+	b.Eventually(t, "the page is the current one", `document.querySelector("nav a[aria-current]").textContent === "Gateways"`)
 	b.CheckNoComplaints(t)
 	gallery(t, b, store, server.URL, id)
 }
 
 // gallery looks at every page in both colour schemes and on a phone.
 func gallery(t *testing.T, b *browsertest.Browser, store *fakeStore, base, id string) {
-	for _, p := range []struct{ name, path string }{{"list", "/attacks"}, {"detail", "/attacks/" + id}, {"error", "/attacks/none"}} {
+	for _, p := range []struct{ name, path string }{{"list", "/attacks"}, {"detail", "/attacks/" + id}, {"gateways", "/gateways"}, {"error", "/attacks/none"}} {
 		b.Do(t, scheme("dark"), chromedp.EmulateViewport(1400, 900), chromedp.Navigate(base+p.path), chromedp.WaitVisible("main"))
 		b.Shot(t, p.name+"-dark")
 		b.Do(t, scheme("light"), chromedp.EmulateViewport(390, 844), chromedp.Navigate(base+p.path), chromedp.WaitVisible("main"))

@@ -38,6 +38,7 @@ type Store interface {
 	Attack(ctx context.Context, id string) (attack.Attack, error)
 	Hits(ctx context.Context, attackID string, p Page) (list []attack.Hit, next string, err error)
 	Timeline(ctx context.Context, attackID string) ([]Minute, error)
+	Gateways(context.Context) ([]Gateway, error) // by gateway, the build heard from last first
 }
 
 // Filter, Page and Minute are aliases of unnamed types, so that a store that
@@ -132,6 +133,7 @@ func New(cfg Config) (http.Handler, error) {
 	mux.HandleFunc("GET /attacks", c.list)
 	mux.HandleFunc("GET /attacks/rows", c.rows)
 	mux.HandleFunc("GET /attacks/{id}", c.detail)
+	mux.HandleFunc("GET /gateways", c.gateways)
 	mux.HandleFunc("GET /static/{name}", c.static)
 	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/static/favicon.svg", http.StatusFound)

@@ -26,6 +26,7 @@ type fakeStore struct {
 	attacks []attack.Attack
 	hits    map[string][]attack.Hit
 	minutes map[string][]Minute
+	heard   []Gateway
 	err     error
 	filter  Filter // of the last list
 }
@@ -89,6 +90,26 @@ func (f *fakeStore) Timeline(_ context.Context, id string) ([]Minute, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.minutes[id], f.err
+}
+
+func (f *fakeStore) Gateways(context.Context) ([]Gateway, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard, f.err
+}
+
+// hear has gateways in the middle of a roll-out, and one that wants to be
+// markup.
+func (f *fakeStore) hear(now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ago := func(d time.Duration) time.Time { return now.Add(-d) }
+	f.heard = []Gateway{
+		{Gateway: "istio-ingress/internal", Plugin: "0.1.0+cd9da490b2dd", First: ago(72 * time.Hour), Last: ago(time.Second), Seen: 129_384},
+		{Gateway: "istio-ingress/public", Plugin: "0.1.1+5f0c3a9b2d17", First: ago(time.Minute), Last: ago(2 * time.Second), Seen: 4_210},
+		{Gateway: "istio-ingress/public", Plugin: "0.1.0+cd9da490b2dd", First: ago(240 * time.Hour), Last: ago(61 * time.Second), Seen: 88_120_384, Errors: 3},
+		{Gateway: "<script>alert(1)</script>", Plugin: "\x00\"><img src=x onerror=alert(1)>", First: ago(time.Hour), Last: ago(time.Hour), Seen: 1},
+	}
 }
 
 // add makes an attack of hits, the newest first.

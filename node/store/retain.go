@@ -45,6 +45,9 @@ func (s *Store) retain(ctx context.Context) error {
 	if err := s.deleteOld(ctx, oldest); err != nil {
 		return explain(fmt.Errorf("delete old attacks: %w", err))
 	}
+	if err := s.forgetGateways(ctx, oldest); err != nil {
+		return explain(fmt.Errorf("forget gateways: %w", err))
+	}
 	if err := s.deleteExcess(ctx); err != nil {
 		return explain(fmt.Errorf("delete excess attacks: %w", err))
 	}

@@ -94,7 +94,7 @@ func TestUnusableFiles(t *testing.T) {
 			}
 			s.Close()
 			execAll(t, path, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)")
-		}, "made by a newer periscope (schema 9999, this one knows 1): update"},
+		}, "made by a newer periscope (schema 9999, this one knows 2): update"},
 		"damaged": {func(t *testing.T, path string) {
 			os.WriteFile(path, []byte(sqliteHeader+strings.Repeat("\xa5", 8192)), 0o600)
 		}, "move the file"},
