@@ -19,54 +19,77 @@ type Settings struct {
 	Cluster   string // that mirrored traffic goes to; empty: periscope_mirror
 	SharePPM  int    // sampling probability in parts per million
 	Mode      policy.Mode
-	Match     []policy.Match
-	Exclude   []policy.Match
-	Always    []policy.Class
-	Request   policy.BodyLimit
-	Response  policy.BodyLimit
-	Mask      policy.Mask
+	// Hosts, unless nil, are those that the policy is limited to, but for those
+	// in Except, and Match is within them.
+	Hosts    []string `json:",omitempty"`
+	Except   []string `json:",omitempty"`
+	Match    []policy.Match
+	Exclude  []policy.Match
+	Always   []policy.Class
+	Request  policy.BodyLimit
+	Response policy.BodyLimit
+	Mask     policy.Mask
+	// Next are the settings of the gateway's other policies by precedence. The
+	// first that Hosts, Except and Match hold for governs an exchange; whether it
+	// is mirrored is then that one's to say. Gateway, ShareRev and Cluster are the
+	// same for all.
+	Next []Settings `json:",omitempty"`
 }
 
 // Encode writes the settings as the plugin reads them: a record a line, its
-// fields separated by tabs, bytes outside printable ASCII and % as %XX.
+// fields separated by tabs, bytes outside printable ASCII and % as %XX; an empty
+// line between policies.
 //
 //	gateway ns/name          policy ns/name       rev R          share_rev R
 //	ppm N                    mode Off|Monitor     request N      response N
 //	cluster NAME
+//	hosts   (h|w)VALUE…      except (h|w)VALUE…
 //	match   (h|w|e|p)VALUE…  one record an entry: host, wildcard host's suffix,
 //	exclude (h|w|e|p)VALUE…  exact path, path prefix without a slash at its end
 //	request_types T…         response_types T…    always C…
 //	mask_headers N…          mask_json NAME…      detect_cards
 func (s Settings) Encode() string {
 	var b strings.Builder
-	record(&b, "gateway", s.Gateway)
-	record(&b, "policy", s.PolicyID)
-	record(&b, "rev", s.PolicyRev)
-	record(&b, "share_rev", s.ShareRev)
-	if s.Cluster != "" {
-		record(&b, "cluster", s.Cluster)
+	s.encode(&b)
+	for _, next := range s.Next {
+		b.WriteByte('\n')
+		next.Gateway, next.ShareRev, next.Cluster = s.Gateway, s.ShareRev, s.Cluster
+		next.encode(&b)
 	}
-	record(&b, "mode", string(s.Mode))
-	record(&b, "ppm", strconv.Itoa(s.SharePPM))
+	return b.String()
+}
+
+// encode writes the settings of one policy.
+func (s Settings) encode(b *strings.Builder) {
+	record(b, "gateway", s.Gateway)
+	record(b, "policy", s.PolicyID)
+	record(b, "rev", s.PolicyRev)
+	record(b, "share_rev", s.ShareRev)
+	if s.Cluster != "" {
+		record(b, "cluster", s.Cluster)
+	}
+	record(b, "mode", string(s.Mode))
+	record(b, "ppm", strconv.Itoa(s.SharePPM))
+	record(b, "hosts", hostFields(s.Hosts)...)
+	record(b, "except", hostFields(s.Except)...)
 	for _, m := range s.Match {
-		record(&b, "match", matchFields(m)...)
+		record(b, "match", matchFields(m)...)
 	}
 	for _, m := range s.Exclude {
-		record(&b, "exclude", matchFields(m)...)
+		record(b, "exclude", matchFields(m)...)
 	}
-	record(&b, "always", asStrings(s.Always)...)
-	record(&b, "request", strconv.FormatInt(int64(s.Request.MaxBytes), 10))
-	record(&b, "request_types", s.Request.ContentTypes...)
-	record(&b, "response", strconv.FormatInt(int64(s.Response.MaxBytes), 10))
-	record(&b, "response_types", s.Response.ContentTypes...)
-	record(&b, "mask_headers", s.Mask.Headers...)
-	record(&b, "mask_json", lastNames(s.Mask.JSONPaths)...)
+	record(b, "always", asStrings(s.Always)...)
+	record(b, "request", strconv.FormatInt(int64(s.Request.MaxBytes), 10))
+	record(b, "request_types", s.Request.ContentTypes...)
+	record(b, "response", strconv.FormatInt(int64(s.Response.MaxBytes), 10))
+	record(b, "response_types", s.Response.ContentTypes...)
+	record(b, "mask_headers", s.Mask.Headers...)
+	record(b, "mask_json", lastNames(s.Mask.JSONPaths)...)
 	for _, d := range s.Mask.Detectors {
 		if d == policy.DetectorCreditCard {
 			b.WriteString("detect_cards\n")
 		}
 	}
-	return b.String()
 }
 
 // EncodeLua writes the settings as a line of Lua for the plugin's end, where
@@ -87,19 +110,24 @@ func (s Settings) EncodeLua() string {
 }
 
 func matchFields(m policy.Match) []string {
-	var out []string
-	for _, h := range m.Hosts {
-		if suffix, ok := strings.CutPrefix(h, "*."); ok {
-			out = append(out, "w."+suffix)
-		} else {
-			out = append(out, "h"+h)
-		}
-	}
+	out := hostFields(m.Hosts)
 	for _, p := range m.Paths {
 		if p.Type == policy.PathExact {
 			out = append(out, "e"+p.Value)
 		} else {
 			out = append(out, "p"+cmp.Or(strings.TrimSuffix(p.Value, "/"), "/"))
+		}
+	}
+	return out
+}
+
+func hostFields(hosts []string) []string {
+	var out []string
+	for _, h := range hosts {
+		if suffix, ok := strings.CutPrefix(h, "*."); ok {
+			out = append(out, "w."+suffix)
+		} else {
+			out = append(out, "h"+h)
 		}
 	}
 	return out

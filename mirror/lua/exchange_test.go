@@ -28,6 +28,7 @@ type node struct {
 	mu      sync.Mutex
 	headers []event.Header
 	events  []event.Event
+	mixed   []string // batches whose events are not of their header's revision, "rev of POLICY"
 }
 
 func startNode(t *testing.T) *node {
@@ -62,6 +63,11 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer n.mu.Unlock()
 	n.headers = append(n.headers, b.Header)
 	n.events = append(n.events, b.Events...)
+	for _, e := range b.Events {
+		if of, ok := strings.CutPrefix(b.Header.PolicyRev, "rev of "); ok && of != e.Policy {
+			n.mixed = append(n.mixed, of+" has "+e.Policy)
+		}
+	}
 }
 
 // take waits for so many events and forgets them.
@@ -327,6 +333,67 @@ func TestDecisions(t *testing.T) {
 				t.Errorf("%d calls to the node", calls)
 			}
 		})
+	}
+}
+
+// Each of a gateway's policies has its own hosts, and batches of its own.
+func TestSeveralPolicies(t *testing.T) {
+	n := startNode(t)
+	hosts := func(id string, list ...string) mirror.Settings {
+		return settings(func(s *mirror.Settings) { s.PolicyID, s.PolicyRev, s.Hosts = id, "rev of "+id, list })
+	}
+	s := hosts("shop/p", "shop.example")
+	bank, off := hosts("bank/p", "bank.example", "*.bank.example"), hosts("off/p", "off.example")
+	bank.Mask.Headers, bank.Except = []string{"x-secret"}, []string{"not.bank.example"}
+	off.Mode = policy.ModeOff
+	s.Next = []mirror.Settings{off, bank}
+	addr, e := gateway(t, s, n.addr, http.NotFoundHandler())
+	want := map[string]string{"shop.example": "shop/p", "bank.example": "bank/p", "a.bank.example:443": "bank/p"}
+	const rounds = 200
+	var wait sync.WaitGroup
+	for range 4 {
+		wait.Go(func() {
+			for i := range rounds / 4 {
+				for _, host := range []string{"shop.example", "bank.example", "off.example", "not.bank.example", "a.bank.example:443", "other.example"} {
+					req, _ := http.NewRequest("GET", fmt.Sprintf("http://%s/%d", addr, i), nil)
+					req.Host = host
+					req.Header.Set("X-Secret", "s")
+					if res, err := http.DefaultTransport.RoundTrip(req); err != nil {
+						t.Error(err)
+					} else {
+						res.Body.Close()
+					}
+				}
+			}
+		})
+	}
+	wait.Wait()
+	events := n.take(3 * rounds)
+	count := map[string]int{}
+	for _, ev := range events {
+		host := header(ev.Request.Headers, ":authority")[0]
+		if ev.Policy != want[host] {
+			t.Fatalf("%s is governed by %q", host, ev.Policy)
+		}
+		if masked := header(ev.Request.Headers, "x-secret")[0] == "***"; masked != (ev.Policy == "bank/p") {
+			t.Fatalf("%s of %s: masked: %v", host, ev.Policy, masked)
+		}
+		count[ev.Policy]++
+	}
+	if count["shop/p"] != rounds || count["bank/p"] != 2*rounds {
+		t.Errorf("events %v", count)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.mixed {
+		t.Errorf("a batch has events of another policy than its header's: %s", p)
+	}
+	last := n.headers[len(n.headers)-1].Counters
+	if last[event.CounterErrors] != 0 || last[event.CounterLostBatches] != 0 {
+		t.Errorf("counters %v", last)
+	}
+	if n := e.Stat("http.ingress.lua.periscope.errors"); n != 0 {
+		t.Errorf("%d Lua errors", n)
 	}
 }
 

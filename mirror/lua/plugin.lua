@@ -90,7 +90,7 @@ local function parse_types(fields)
 end
 
 local function parse_settings(text)
-  local s = { match = nil, exclude = nil, qmax = 0, rmax = 0, ppm = 0 }
+  local s = { match = nil, exclude = nil, qmax = 0, rmax = 0, ppm = 0, batch = buffer.new(), events = 0, since = 0, flushed = 0 }
   for line in string.gmatch(text, "[^\n]+") do
     local f = {}
     for field in string.gmatch(line, "[^\t]+") do f[#f + 1] = unescape(field) end
@@ -102,6 +102,8 @@ local function parse_settings(text)
     elseif k == "cluster" then s.cluster = v
     elseif k == "ppm" then s.ppm = tonumber(v) or 0
     elseif k == "mode" then s.on = v == "Monitor"
+    elseif k == "hosts" then s.within = parse_match(f)
+    elseif k == "except" then s.except = parse_match(f)
     elseif k == "match" then s.match = s.match or {}; s.match[#s.match + 1] = parse_match(f)
     elseif k == "exclude" then s.exclude = s.exclude or {}; s.exclude[#s.exclude + 1] = parse_match(f)
     elseif k == "always" then s.always = set(f)
@@ -118,6 +120,19 @@ local function parse_settings(text)
   -- What every event of this revision begins with.
   s.prefix = pair("p", s.policy or "") .. key("s")
   return s
+end
+
+-- parse_sections gives the first policy's, and each one's next: an empty line
+-- stands between them.
+local function parse_sections(text)
+  local first, last
+  for section in string.gmatch(text .. "\n", "(.-\n)\n") do
+    local s = parse_settings(section)
+    if last then last.next = s else first = s end
+    last = s
+  end
+  if first then first.selective = first.next or first.within or first.match or first.exclude end
+  return first
 end
 
 -- ------------------------------------------------------------------ matching (reference: policy.Selects)
@@ -178,14 +193,21 @@ local function any(list, host, path)
   return false
 end
 
--- selects errs towards mirroring: a path matches if either form does, and is
--- excluded only if both are, so that no spelling of a path hides an attack.
+local function matches(s, host, raw, norm)
+  if s.within and not host_matches(s.within, host) or s.except and host_matches(s.except, host) then return false end
+  return not s.match or any(s.match, host, raw) or norm ~= raw and any(s.match, host, norm)
+end
+
+-- selects gives the policy that governs an exchange, the first that matches,
+-- unless that excludes it. It errs towards mirroring: a path matches if either
+-- form does, and is excluded only if both are, so that no spelling of a path
+-- hides an attack.
 local function selects(s, host, target)
   local raw = string.match(target, "^[^?#]*")
   local norm = normalize(raw)
-  if s.match and not any(s.match, host, raw) and not (norm ~= raw and any(s.match, host, norm)) then return false end
-  if s.exclude and any(s.exclude, host, raw) and (norm == raw or any(s.exclude, host, norm)) then return false end
-  return true
+  while s and not matches(s, host, raw, norm) do s = s.next end
+  if s and s.exclude and any(s.exclude, host, raw) and (norm == raw or any(s.exclude, host, norm)) then return nil end
+  return s
 end
 
 local function clean_host(authority)
@@ -373,10 +395,10 @@ end
 
 -- ------------------------------------------------------------------ batches
 
-local settings              -- the revision in force, parsed
+local settings              -- the revision in force, parsed: the strongest policy's, and by next the others'
 local settings_rev          -- its digest
+local previous              -- the revision before: exchanges that began under it end under it
 local embedded              -- the settings' text, where the source's end sets it: for want of a filter that does
-local batch, batch_events, batch_since, last_flush = buffer.new(65536), 0, 0, 0
 local seq = 0
 local CALL_HEADERS = { [":method"] = "POST", [":path"] = "/v1/events", [":authority"] = "periscope-node", ["content-type"] = "application/msgpack" }
 local CALL_OPTIONS = { asynchronous = true, timeout_ms = CALL_TIMEOUT_MS, send_xff = false, trace_sampled = false }
@@ -390,14 +412,15 @@ local function batch_header(s, now)
     .. key("seq") .. uint(seq) .. key("sent_us") .. uint(now * 1000) .. key("counters") .. table.concat(c)
 end
 
-local function flush(h, now)
-  if batch_events == 0 then return end
+-- flush hands a policy's batch over: every event of a batch is of one revision.
+local function flush(h, s, now)
+  if s.events == 0 then return end
   seq = seq + 1
-  last_flush = now
-  local events = batch_events
-  batch_events = 0
-  local s = settings or {} -- none any more, but exchanges begun under them
-  local body = batch_header(s, now) .. batch:get()
+  s.flushed = now
+  local events = s.events
+  s.events = 0
+  local body = batch_header(s, now) .. s.batch:get()
+  if #body > 4 * BATCH_BYTES then s.batch:free() end -- or each policy's would stay as large as its largest event
   local ok = pcall(h.httpCall, h, s.cluster or CLUSTER, CALL_HEADERS, body, CALL_OPTIONS)
   if not ok then
     count.lost_batches = count.lost_batches + 1
@@ -480,19 +503,23 @@ local function finish(h, p, r, now)
     flags = bor(flags, NO_RESPONSE)
   end
   b:put(K.f, uint(flags))
-  -- Every event of a batch is of one policy revision.
-  if batch_events > 0 and s ~= settings then flush(h, now) end
-  batch:put("\198", be32(#b + 3), "\222", be16(n), b)
+  s.batch:put("\198", be32(#b + 3), "\222", be16(n), b)
   count.mirrored = count.mirrored + 1
-  batch_events = batch_events + 1
-  if batch_events == 1 then batch_since = now end
+  s.events = s.events + 1
+  if s.events == 1 then s.since = now end
+  if s.gone then flush(h, s, now) end -- send doesn't look at it any more
 end
 
 -- send hands a batch over when it is full or old, when the last one was long
 -- ago, or when no exchange is open whose end could do so later.
 local function send(h, now)
-  if batch_events > 0 and (batch_events >= BATCH_EVENTS or #batch >= BATCH_BYTES or open_count == 0
-      or now - batch_since >= BATCH_MS or now - last_flush >= BATCH_MS) then flush(h, now) end
+  local s, rest = settings, previous
+  while s or rest do
+    if not s then s, rest = rest, nil end
+    if s.events > 0 and (s.events >= BATCH_EVENTS or #s.batch >= BATCH_BYTES or open_count == 0
+        or now - s.since >= BATCH_MS or now - s.flushed >= BATCH_MS) then flush(h, s, now) end
+    s = s.next
+  end
 end
 
 -- sweep gives up on exchanges whose end never came (Lua has no hook for resets
@@ -516,9 +543,10 @@ local function load_settings(h, md, now)
   if r == settings_rev then return settings end
   local t = md:get("periscope.settings")
   t = t and t.s or embedded
-  local parsed = t and t ~= "" and parse_settings(t) or nil
-  if batch_events > 0 then flush(h, now) end -- under the header of the old revision
-  settings_rev, settings = r, parsed
+  local parsed = t and parse_sections(t) or nil
+  local s = previous
+  while s do flush(h, s, now); s.gone = true; s = s.next end
+  previous, settings_rev, settings = settings, r, parsed
   return parsed
 end
 
@@ -529,11 +557,12 @@ local function begin(h)
   local md = si:dynamicMetadata()
   local s = load_settings(h, md, now)
   if oldest <= number then sweep(h, now) end
-  if not s or not s.on then count.off = count.off + 1; return send(h, now) end
+  if not s or not (s.on or s.next) then count.off = count.off + 1; return send(h, now) end
   local hs = h:headers()
-  if (s.match or s.exclude) and not selects(s, clean_host(hs:get(":authority")), hs:get(":path") or "") then
-    count.excluded = count.excluded + 1
-    return send(h, now)
+  if s.selective then
+    s = selects(s, clean_host(hs:get(":authority")), hs:get(":path") or "")
+    if not s then count.excluded = count.excluded + 1; return send(h, now) end
+    if not s.on then count.off = count.off + 1; return send(h, now) end
   end
   local ppm, class = s.ppm, nil
   if ppm < 1000000 then

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,7 +58,26 @@ func TestRead(t *testing.T) {
 const functions = `
 local TESTED = {
   normalize = function(a) return normalize(a[1]) end,
-  selects = function(a) return tostring(selects(parse_settings(a[1]), clean_host(a[2]), a[3])) end,
+  selects = function(a) return tostring(selects(parse_sections(a[1]), clean_host(a[2]), a[3]) ~= nil) end,
+  governs = function(a) return (selects(parse_sections(a[1]), clean_host(a[2]), a[3]) or {}).policy or "" end,
+  replaced = function(a)
+    local sent = {}
+    local h = { httpCall = function(_, _, _, body) sent[#sent + 1] = body end }
+    local function md(rev, text)
+      return { get = function(_, ns) return ns == "periscope.rev" and { r = rev } or ns == "periscope.settings" and { s = text } or nil end }
+    end
+    local function event(s, n) return { s = s, n = n, t = 1, ppm = 1, qh = "\146\161a\161b", src = "", flags = 0, got = 0, len = 0, size = 0 } end
+    local before = load_settings(h, md("1", a[1]), 1)
+    finish(h, event(before, 1), nil, 2)
+    local after = load_settings(h, md("2", a[2]), 3)
+    finish(h, event(before, 2), nil, 4)
+    finish(h, event(after, 3), nil, 5)
+    finish(h, event(before.next, 4), nil, 6)
+    load_settings(h, md("3", ""), 7)
+    finish(h, event(before, 5), nil, 8)
+    send(h, 9)
+    return table.concat(sent, a[3])
+  end,
   mask_json = function(a) return mask_json(a[1], { a[2], a[3] }) end,
   mask_cards = function(a) return mask_cards(a[1]) end,
   uint = function(a) return uint(tonumber(a[1])) end,
@@ -200,6 +220,95 @@ func TestSelectsAsPolicy(t *testing.T) {
 		if got := call(t, "selects", settings, host, path); got != want {
 			t.Fatalf("selects(%+v, %q, %q) = %s, policy says %s", spec, host, path, got, want)
 		}
+	}
+}
+
+// Of several policies the first whose hosts and match hold governs, and it alone
+// says whether it excludes.
+func TestGovernsAsPolicy(t *testing.T) {
+	call := caller(t)
+	rng := rand.New(rand.NewPCG(3, 4))
+	names := []string{"shop.example", "*.shop.example", "a.shop.example", "*.a.shop.example", "*.example", "b.example", "*"}
+	hosts := []string{"shop.example", "SHOP.example:8080", "a.shop.example.", "b.a.shop.example", "b.example", "x.b.example", "example", ""}
+	prefixes := []string{"/", "/api", "/api/v1", "/x y"}
+	targets := []string{"/", "/api", "/apix?q=1", "/api/v1/", "/%61pi/v1", "/b/../api", "/x%20y", ""}
+	pick := func(from []string, most int) []string {
+		var out []string
+		for range rng.IntN(most + 1) {
+			out = append(out, from[rng.IntN(len(from))])
+		}
+		return out
+	}
+	entries := func(most int) []policy.Match {
+		var out []policy.Match
+		for range rng.IntN(most + 1) {
+			m := policy.Match{Hosts: pick(names, 2)}
+			for _, v := range pick(prefixes, 2) {
+				m.Paths = append(m.Paths, policy.PathMatch{Type: policy.PathPrefix, Value: v})
+			}
+			out = append(out, m)
+		}
+		return out
+	}
+	n := 1500
+	if os.Getenv("CI") != "" {
+		n = 5000
+	}
+	for range n {
+		var all []mirror.Settings
+		for i := range 1 + rng.IntN(4) {
+			s := mirror.Settings{Gateway: "ns/gw", PolicyID: fmt.Sprint("ns/", i), Match: entries(2), Exclude: entries(1), Hosts: pick(names, 2)}
+			if s.Hosts != nil {
+				s.Except = pick(names, 1)
+			}
+			all = append(all, s)
+		}
+		host, target := hosts[rng.IntN(len(hosts))], targets[rng.IntN(len(targets))]
+		settings := all[0]
+		settings.Next = all[1:]
+		if got, want := call(t, "governs", settings.Encode(), host, target), governs(all, host, target); got != want {
+			t.Fatalf("%q governs %q %q, want %q, of\n%s", got, host, target, want, settings.Encode())
+		}
+	}
+}
+
+// governs is the reference: the policy that mirrors an exchange, or none.
+func governs(all []mirror.Settings, host, target string) string {
+	among := func(hosts []string) bool {
+		return policy.Selects(&policy.Spec{Match: []policy.Match{{Hosts: hosts}}}, host, target)
+	}
+	for _, s := range all {
+		if s.Hosts != nil && !among(s.Hosts) || s.Except != nil && among(s.Except) || !policy.Selects(&policy.Spec{Match: s.Match}, host, target) {
+			continue
+		}
+		if policy.Selects(&policy.Spec{Exclude: s.Exclude}, host, target) {
+			return s.PolicyID
+		}
+		return ""
+	}
+	return ""
+}
+
+// What began under settings that were replaced since goes out under their
+// revision.
+func TestReplacedSettings(t *testing.T) {
+	call := caller(t)
+	before, after := settings(nil), settings(func(s *mirror.Settings) { s.PolicyID, s.PolicyRev = "ns/after", "after" })
+	before.Next = []mirror.Settings{settings(func(s *mirror.Settings) { s.PolicyID, s.PolicyRev = "ns/other", "other" })}
+	const between = "\xc1between\xc1" // never in MessagePack of such names
+	var got []string
+	for i, batch := range strings.Split(call(t, "replaced", before.Encode(), after.Encode(), between), between) {
+		b, err := event.Decode([]byte(batch), event.DefaultLimits())
+		if err != nil || len(b.Rejected) > 0 || b.Header.Seq != uint64(i+1) {
+			t.Fatal(b, err)
+		}
+		for _, e := range b.Events {
+			got = append(got, fmt.Sprint(b.Header.PolicyRev, " ", e.Policy, " ", e.N))
+		}
+	}
+	want := []string{"r1 default/default 1", "r1 default/default 2", "other ns/other 4", "r1 default/default 5", "after ns/after 3"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
