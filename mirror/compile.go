@@ -12,9 +12,17 @@ import (
 	"github.com/periscope-mesh/periscope/policy"
 )
 
+const (
+	// maxPolicies may govern one gateway, and maxSettingsBytes be what they say
+	// together: the gateway copies that with each request, and goes through it.
+	maxPolicies      = 32
+	maxSettingsBytes = 256 << 10
+)
+
 // Compile makes the plan. Policies must be valid and come in order of
-// precedence, the strongest first (policy/source orders them by age): the
-// first that targets a gateway governs it, the others' attachments say so.
+// precedence, the strongest first (policy/source orders them by age): of those
+// that target a gateway the first that matches an exchange governs it. Where a
+// policy is limited to a part of a gateway, see limit, others may have the rest.
 // Nothing here fails; what can't be done is a problem of an attachment.
 func Compile(policies []policy.MirrorPolicy, t Topology) Plan {
 	gateways := slices.Clone(t.Gateways)
@@ -36,10 +44,10 @@ func Compile(policies []policy.MirrorPolicy, t Topology) Plan {
 	return plan
 }
 
-// attach gives p the gateways that it targets and nobody stronger governs.
+// attach gives p its part of the gateways that it targets.
 func attach(p *policy.MirrorPolicy, revision string, gateways []GatewayPlan, services []NodeService) Attachment {
 	a := Attachment{Policy: p.ID()}
-	endpoints, found := resolve(p, services)
+	service, endpoints, found := resolve(p, services)
 	if !found {
 		a.Problems = append(a.Problems, fmt.Sprintf("spec.nodes: no service %q with port %d is known; nothing is mirrored until it is", p.Spec.Nodes.Service, p.Spec.Nodes.Port))
 	}
@@ -49,12 +57,20 @@ func attach(p *policy.MirrorPolicy, revision string, gateways []GatewayPlan, ser
 		if !targets(p, g.Gateway, matched) {
 			continue
 		}
-		if g.Policy != "" {
-			a.Problems = append(a.Problems, fmt.Sprintf("gateway %s is governed by the older policy %s", g.Gateway.ID(), g.Policy))
+		s := settings(p, g.Gateway, revision)
+		var problem string
+		if s.Hosts, s.Except, problem = limit(p, g.Gateway); problem != "" {
+			a.Problems = append(a.Problems, problem)
 			continue
 		}
-		g.Policy, g.Endpoints, g.Settings = p.ID(), endpoints, settings(p, g.Gateway, revision)
-		a.Gateways = append(a.Gateways, g.Gateway.ID())
+		if s.Hosts != nil && !found {
+			continue // it would keep others of the gateway from their nodes
+		}
+		problems, ok := g.add(s, service, endpoints)
+		a.Problems = append(a.Problems, problems...)
+		if ok {
+			a.Gateways = append(a.Gateways, g.Gateway.ID())
+		}
 	}
 	for i, ok := range matched {
 		switch {
@@ -69,6 +85,38 @@ func attach(p *policy.MirrorPolicy, revision string, gateways []GatewayPlan, ser
 		}
 	}
 	return a
+}
+
+// add puts s behind the gateway's other policies, if there is room for it and
+// something left for it to govern. Problems are also what it governs less than
+// it matches.
+func (g *GatewayPlan) add(s Settings, service string, endpoints []Endpoint) (problems []string, ok bool) {
+	id, older := g.Gateway.ID(), g.Policies()
+	next := s
+	if len(older) > 0 {
+		next = g.Settings
+		next.Next = append(older[1:len(older):len(older)], s)
+	}
+	switch { // what is cheap to tell first: there may be many policies
+	case len(older) > 0 && service != g.Nodes:
+		return []string{fmt.Sprintf("gateway %s mirrors to the nodes of the older policy %s: name the same spec.nodes", id, g.Policy)}, false
+	case len(older) == maxPolicies:
+		return []string{fmt.Sprintf("gateway %s has %d older policies, and takes no more", id, maxPolicies)}, false
+	case (len(older) > 0 || s.Hosts != nil) && len(next.Encode()) > maxSettingsBytes:
+		return []string{fmt.Sprintf("gateway %s takes no more than %d bytes of settings: the policy and the %d older ones say more", id, maxSettingsBytes, len(older))}, false
+	}
+	by, some := taken(older, s)
+	if by != "" {
+		return []string{fmt.Sprintf("gateway %s is governed by the older policy %s", id, by)}, false
+	}
+	if len(older) == 0 {
+		g.Policy, g.Nodes, g.Endpoints = s.PolicyID, service, endpoints
+	}
+	g.Settings = next
+	for _, line := range some {
+		problems = append(problems, fmt.Sprintf("gateway %s: %s", id, line))
+	}
+	return problems, true
 }
 
 // targets tells whether p wants g, and marks the targetRefs that led to it (or
@@ -108,17 +156,22 @@ func implements(g Gateway, ref policy.TargetRef, namespace string) bool {
 	if len(g.Targets) == 0 {
 		return g.Namespace == namespace && g.Name == ref.Name
 	}
-	return slices.Contains(g.Targets, Target{Group: ref.Group, Namespace: namespace, Name: ref.Name})
+	return slices.ContainsFunc(g.Targets, func(t Target) bool { return t.is(ref, namespace) })
 }
 
-func resolve(p *policy.MirrorPolicy, services []NodeService) ([]Endpoint, bool) {
+// resolve gives p's node service and its endpoints; no name for a stand-in.
+func resolve(p *policy.MirrorPolicy, services []NodeService) (service string, endpoints []Endpoint, found bool) {
 	namespace, name := p.NodeService()
+	service = fmt.Sprintf("%s/%s:%d", namespace, name, p.Spec.Nodes.Port)
 	for _, s := range services {
-		if s.StandIn || s.Name == name && s.Namespace == namespace && (s.Port == 0 || s.Port == p.Spec.Nodes.Port) {
-			return s.Endpoints, true
+		if s.StandIn {
+			return "", s.Endpoints, true
+		}
+		if s.Name == name && s.Namespace == namespace && (s.Port == 0 || s.Port == p.Spec.Nodes.Port) {
+			return service, s.Endpoints, true
 		}
 	}
-	return nil, false
+	return service, nil, false
 }
 
 func settings(p *policy.MirrorPolicy, g Gateway, revision string) Settings {

@@ -6,7 +6,11 @@
 // Plan into resources, may import it; it imports only policy.
 package mirror
 
-import "github.com/periscope-mesh/periscope/policy"
+import (
+	"strings"
+
+	"github.com/periscope-mesh/periscope/policy"
+)
 
 // Topology is what there is to attach policies to.
 type Topology struct {
@@ -39,6 +43,14 @@ type Target struct {
 	Group     string // policy.GroupGatewayAPI or policy.GroupIstio
 	Namespace string
 	Name      string
+	// Hosts are those that it takes, in the form of policy.Match.Hosts: "*" is
+	// every host, and none is none. They count where several share a workload.
+	Hosts []string `json:",omitempty"`
+}
+
+// is tells whether a policy of a namespace names t by ref.
+func (t Target) is(ref policy.TargetRef, namespace string) bool {
+	return t.Group == ref.Group && t.Namespace == namespace && t.Name == ref.Name
 }
 
 // ID names the gateway: "namespace/name".
@@ -71,9 +83,30 @@ type Plan struct {
 // GatewayPlan is one gateway's part.
 type GatewayPlan struct {
 	Gateway   Gateway
-	Policy    string // policy id, empty: none, nothing is mirrored
-	Settings  Settings
+	Policy    string     // id of the strongest policy, empty: none, nothing is mirrored
+	Settings  Settings   // of that policy, and in Next of the others
+	Nodes     string     // the node service that all of its policies name; empty: a stand-in
 	Endpoints []Endpoint // where mirrored traffic goes; none: nowhere
+}
+
+// Policies gives the settings of each of the gateway's policies by precedence,
+// without those of the others.
+func (g GatewayPlan) Policies() []Settings {
+	if g.Policy == "" {
+		return nil
+	}
+	first := g.Settings
+	first.Next = nil
+	return append([]Settings{first}, g.Settings.Next...)
+}
+
+// PolicyIDs names the gateway's policies by precedence.
+func (g GatewayPlan) PolicyIDs() string {
+	var out []string
+	for _, s := range g.Policies() {
+		out = append(out, s.PolicyID)
+	}
+	return strings.Join(out, ", ")
 }
 
 // NodePolicy is what a node needs of one policy. An event names the policy's

@@ -79,6 +79,16 @@ func cleanHost(host string) string {
 	return strings.TrimSuffix(host, ".")
 }
 
+// HostPattern gives a host in the form that Match.Hosts takes: in lower case
+// and without a dot at its end. It is false for what can't be one.
+func HostPattern(s string) (string, bool) {
+	if s == "*" {
+		return s, true
+	}
+	s = strings.TrimSuffix(lowerASCII(s), ".")
+	return s, isSubdomain(strings.TrimPrefix(s, "*."))
+}
+
 // NormalizePath gives a path, without its query, as a server may come to
 // understand it: percent-decoded once, with slashes for backslashes, without
 // ;parameters, dot segments and repeated slashes. A path that names a

@@ -89,3 +89,15 @@ func FuzzSelects(f *testing.F) {
 		}
 	})
 }
+
+func TestHostPattern(t *testing.T) {
+	for in, want := range map[string]string{
+		"*": "*", "Shop.Example.": "shop.example", "*.SHOP.example": "*.shop.example", "a": "a", "192.0.2.1": "192.0.2.1",
+		"": "", "*.": "", ".": "", "**": "", "*.*.a": "", "a*.b": "", "a..b": "", "a.b:80": "", "a/b": "", "[::1]": "", "a\tb": "", "a.b..": "",
+		"\u212a.example": "", strings.Repeat("a.", 127) + "a": "",
+	} {
+		if got, ok := HostPattern(in); ok != (want != "") || ok && got != want {
+			t.Errorf("HostPattern(%q) = %q, %v; want %q", in, got, ok, want)
+		}
+	}
+}

@@ -95,12 +95,17 @@ func nodeRevision(r xds.Resource) string {
 func (c *control) shares() []debug.Share {
 	var out []debug.Share
 	for _, g := range c.current().plan.Gateways {
-		share := debug.Share{Gateway: g.Gateway.ID(), Policy: g.Policy, Percent: float64(g.Settings.SharePPM) / 1e4, Revision: g.Settings.ShareRev,
-			Carrier: "settings filter, by our ADS", Resource: gateway.SettingsFilter}
+		share := debug.Share{Gateway: g.Gateway.ID(), Revision: g.Settings.ShareRev, Carrier: "settings filter, by our ADS", Resource: gateway.SettingsFilter}
 		if g.Gateway.Selector != nil {
 			share.Carrier, share.Resource = c.cfg.form+", by istiod: what its proxies have in force is known to istiod", ""
 		}
-		out = append(out, share)
+		if g.Policy == "" {
+			out = append(out, share)
+		}
+		for _, s := range g.Policies() {
+			share.Policy, share.Percent = s.PolicyID, float64(s.SharePPM)/1e4
+			out = append(out, share)
+		}
 	}
 	return out
 }

@@ -64,7 +64,7 @@ func (r *readback) serve(config mcp.Config, plan mirror.Plan, now time.Time) err
 	r.serial++
 	next := istiod.Served{Serial: r.serial, Resources: map[string]istiod.Resource{}}
 	for _, g := range plan.Gateways {
-		gateway := istiod.Gateway{ID: g.Gateway.ID(), Policy: g.Policy, Namespace: g.Gateway.Namespace, Pods: g.Gateway.Pods}
+		gateway := istiod.Gateway{ID: g.Gateway.ID(), Policy: g.PolicyIDs(), Namespace: g.Gateway.Namespace, Pods: g.Gateway.Pods}
 		for _, item := range inventory[g.Gateway.ID()] {
 			key := istiod.Key(item.Kind, item.Namespace, item.Name)
 			resource := istiod.Resource{Version: item.Version, Types: item.Types, Since: now}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,7 +61,7 @@ besides, from periscope control or periscope up.`,
 	flags.StringVar(&f.gateway, "gateway", "", "NAMESPACE/NAME of the gateway's workload, as events will name it")
 	flags.StringVarP(&f.namespace, "namespace", "n", "default", "namespace of the gateway where --gateway is only a NAME")
 	flags.StringToStringVar(&f.selector, "selector", nil, "labels, KEY=VALUE,..., that pick exactly the gateway's pods in its namespace")
-	flags.StringSliceVar(&f.targets, "target", nil, "NAMESPACE/NAME of a Gateway resource that the workload implements, for policies with targetRefs; may be repeated; default: as --gateway")
+	flags.StringSliceVar(&f.targets, "target", nil, "NAMESPACE/NAME or NAMESPACE/NAME=HOST of a Gateway resource that the workload implements, for policies with targetRefs; may be repeated, for each of its hosts too; default: as --gateway")
 	flags.StringSliceVar(&f.nodes, "node", nil, "host and port of an analysis node, as the gateway reaches it; may be repeated")
 	flags.StringVar(&f.form, "form", string(mcp.FormEnvoyFilter), "EnvoyFilter: policies change without touching listeners; TrafficExtension: by Istio's own API, each change closes connections")
 	for _, name := range []string{"policy", "gateway", "selector", "node"} {
@@ -80,12 +81,17 @@ func (f *renderFlags) plan() (mirror.Plan, error) {
 		return mirror.Plan{}, errors.New("--selector: state at least one label of the gateway's pods")
 	}
 	for _, t := range f.targets {
-		namespace, name, ok := splitID(t, gw.Namespace)
+		id, written, limited := strings.Cut(t, "=")
+		namespace, name, ok := splitID(id, gw.Namespace)
 		if !ok {
-			return mirror.Plan{}, fmt.Errorf("--target: %q is neither NAMESPACE/NAME nor NAME", t)
+			return mirror.Plan{}, fmt.Errorf("--target: %q is neither NAMESPACE/NAME nor NAME", id)
+		}
+		host, ok := policy.HostPattern(written)
+		if limited && !ok {
+			return mirror.Plan{}, fmt.Errorf("--target: %q is not a host such as shop.example, *.shop.example or *", written)
 		}
 		for _, group := range []string{policy.GroupGatewayAPI, policy.GroupIstio} {
-			gw.Targets = append(gw.Targets, mirror.Target{Group: group, Namespace: namespace, Name: name})
+			gw.Targets = append(gw.Targets, mirror.Target{Group: group, Namespace: namespace, Name: name, Hosts: []string{cmp.Or(host, "*")}})
 		}
 	}
 	nodes, err := parseNodes(f.nodes)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -58,13 +59,34 @@ func trim(object any) (any, error) {
 	}
 	switch o := object.(type) {
 	case *networkingv1.Gateway:
-		o.Spec.Servers = nil
+		o.Spec.Servers = []*networking.Server{{Hosts: istioHosts(o)}}
 	case *gatewayv1.Gateway:
-		o.Spec.Listeners, o.Status = nil, gatewayv1.GatewayStatus{}
+		o.Spec.Listeners, o.Status = hostnames(o), gatewayv1.GatewayStatus{}
 	case *corev1.Service:
 		o.Status = corev1.ServiceStatus{}
 	}
 	return object, nil
+}
+
+// istioHosts are those of a Gateway's servers, each once. What is far beyond
+// the bound is not even kept.
+func istioHosts(g *networkingv1.Gateway) []string {
+	var out []string
+	for _, s := range g.Spec.Servers {
+		out = append(out, s.GetHosts()...)
+	}
+	slices.Sort(out)
+	out = slices.Compact(out)
+	return slices.Clone(out[:min(len(out), 4*maxHosts)])
+}
+
+// hostnames are a Gateway's listeners, of which nothing else counts.
+func hostnames(g *gatewayv1.Gateway) []gatewayv1.Listener {
+	out := make([]gatewayv1.Listener, 0, len(g.Spec.Listeners))
+	for _, l := range g.Spec.Listeners {
+		out = append(out, gatewayv1.Listener{Hostname: l.Hostname})
+	}
+	return out
 }
 
 // alike tells whether an update leaves what we look at: pods get one with each
@@ -89,7 +111,7 @@ func alike(before, after any) bool {
 func (s *sources) inputs() Inputs {
 	var in Inputs
 	in.Istio = list(s.kind[sourceIstio].source, func(g *networkingv1.Gateway) IstioGateway {
-		return IstioGateway{Namespace: g.Namespace, Name: g.Name, Selector: g.Spec.Selector}
+		return IstioGateway{Namespace: g.Namespace, Name: g.Name, Selector: g.Spec.Selector, Hosts: istioHosts(g)}
 	})
 	in.GatewayAPI = list(s.kind[sourceGatewayAPI].source, apiGateway)
 	in.Pods = list(s.kind[sourcePods].source, pod)
@@ -114,6 +136,13 @@ func list[T, U any](s *source, convert func(T) U) []U {
 
 func apiGateway(g *gatewayv1.Gateway) APIGateway {
 	out := APIGateway{Namespace: g.Namespace, Name: g.Name, Class: string(g.Spec.GatewayClassName)}
+	for _, l := range g.Spec.Listeners {
+		host := "*"
+		if l.Hostname != nil {
+			host = string(*l.Hostname)
+		}
+		out.Hosts = append(out.Hosts, host)
+	}
 	for _, a := range g.Spec.Addresses {
 		out.Addresses = append(out.Addresses, Address{
 			Hostname: a.Type != nil && *a.Type == gatewayv1.HostnameAddressType,

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
+	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/test/kubetest"
 )
 
@@ -44,7 +46,7 @@ func TestRealAPI(t *testing.T) {
 	cluster.Apply(t, pod("gw-0", "istio: ingressgateway")+pod("gw-1", "istio: ingressgateway")+pod("web-0", "gateway.networking.k8s.io/gateway-name: web"))
 
 	cluster.InstallIstio(t)
-	cluster.Apply(t, `{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: public, namespace: shop}, spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]}}`)
+	cluster.Apply(t, `{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: public, namespace: shop}, spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: ["shop/Shop.example", "./*.shop.example"], tls: {mode: SIMPLE, credentialName: shop}}]}}`)
 	await("Istio's Gateway", is("ingress/ingressgateway[gw-0 gw-1]"))
 
 	cluster.InstallGatewayAPI(t)
@@ -53,13 +55,18 @@ func TestRealAPI(t *testing.T) {
 
 	cluster.Apply(t, `{apiVersion: v1, kind: Service, metadata: {name: edge, namespace: ingress}, spec: {selector: {istio: ingressgateway}, ports: [{port: 80}]}}
 ---
-{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: manual, namespace: ingress}, spec: {gatewayClassName: istio, addresses: [{type: Hostname, value: edge.ingress.svc.cluster.local}], listeners: [{name: http, port: 80, protocol: HTTP}]}}`)
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: manual, namespace: ingress}, spec: {gatewayClassName: istio, addresses: [{type: Hostname, value: edge.ingress.svc.cluster.local}], listeners: [{name: http, port: 80, protocol: HTTP, hostname: "*.web.example"}]}}`)
 	r = await("a manual deployment", func(r Result) bool {
 		return len(r.Topology.Gateways) == 2 && len(r.Topology.Gateways[0].Targets) == 2
 	})
-	if diff := cmp.Diff(apiTarget("ingress", "manual"), r.Topology.Gateways[0].Targets[0]); diff != "" {
+	targets := []mirror.Target{hosted(apiTarget("ingress", "manual"), "*.web.example"), hosted(istioTarget("shop", "public"), "*", "*.shop.example", "shop.example")}
+	if diff := cmp.Diff(targets, r.Topology.Gateways[0].Targets); diff != "" {
 		t.Error(diff)
 	}
+	cluster.Apply(t, `{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: public, namespace: shop}, spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["shop.example"]}]}}`)
+	await("a Gateway's new hosts", func(r Result) bool {
+		return slices.Equal(r.Topology.Gateways[0].Targets[1].Hosts, []string{"shop.example"})
+	})
 
 	cluster.Apply(t, `{apiVersion: v1, kind: Service, metadata: {name: periscope-node, namespace: ingress}, spec: {ports: [{name: mirror, port: 5050, targetPort: events}]}}
 ---

@@ -19,6 +19,7 @@ const (
 	maxGateways  = 1000   // of each API
 	maxServices  = 10000
 	maxEndpoints = 1000 // of one node service
+	maxHosts     = 256  // of one Gateway
 	maxReason    = 512  // bytes
 )
 
@@ -47,6 +48,7 @@ type Inputs struct {
 type IstioGateway struct {
 	Namespace, Name string
 	Selector        map[string]string
+	Hosts           []string // of its servers, as written: "ns/host" or "host"
 }
 
 // APIGateway is a Gateway of gateway.networking.k8s.io.
@@ -54,6 +56,7 @@ type APIGateway struct {
 	Namespace, Name string
 	Class           string
 	Addresses       []Address
+	Hosts           []string // of its listeners; "*" is that of a listener without any
 }
 
 // Address is one of a Gateway's spec.addresses.
@@ -125,7 +128,9 @@ func Resolve(in Inputs) (mirror.Topology, []Problem) {
 	slices.SortFunc(r.problems, func(a, b Problem) int {
 		return cmp.Or(compareTargets(a.Target, b.Target), cmp.Compare(a.Reason, b.Reason))
 	})
-	return t, slices.Compact(r.problems)
+	return t, slices.CompactFunc(r.problems, func(a, b Problem) bool {
+		return compareTargets(a.Target, b.Target) == 0 && a.Reason == b.Reason
+	})
 }
 
 // resolver is the state of one Resolve.
@@ -173,11 +178,13 @@ func bounded[T any](r *resolver, all []T, limit int, what string, key func(T) (s
 }
 
 func (r *resolver) problem(t mirror.Target, format string, args ...any) {
+	t.Hosts = nil // a problem is of the resource
 	r.problems = append(r.problems, Problem{Target: t, Reason: clip(fmt.Sprintf(format, args...), maxReason)})
 }
 
 func (r *resolver) istio(g IstioGateway) {
 	target := mirror.Target{Group: policy.GroupIstio, Namespace: g.Namespace, Name: g.Name}
+	target.Hosts = r.hosts(target, g.Hosts)
 	if len(g.Selector) == 0 {
 		r.problem(target, "spec.selector is empty, which means every gateway of the mesh: give it the labels of the gateways that it is for")
 		return
@@ -191,6 +198,7 @@ func (r *resolver) istio(g IstioGateway) {
 
 func (r *resolver) gatewayAPI(g APIGateway) {
 	target := mirror.Target{Group: policy.GroupGatewayAPI, Namespace: g.Namespace, Name: g.Name}
+	target.Hosts = r.hosts(target, g.Hosts)
 	switch {
 	case g.Class == waypointClass:
 		r.problem(target, "it is a waypoint (class %s), not an ingress gateway", waypointClass)
@@ -209,6 +217,29 @@ func (r *resolver) gatewayAPI(g APIGateway) {
 		r.claim(target, service.Namespace, service.Selector, fmt.Sprintf("spec.addresses[%d]: Service %s/%s has no pods: none carries %s",
 			i, service.Namespace, service.Name, labelText(service.Selector)))
 	}
+}
+
+// hosts gives those of a Gateway as policies write them, sorted. What Istio has
+// before a slash says whose routes may use the host: it doesn't widen it.
+func (r *resolver) hosts(t mirror.Target, written []string) []string {
+	var out, unfit []string
+	for _, h := range written {
+		host, ok := policy.HostPattern(h[strings.IndexByte(h, '/')+1:])
+		if ok {
+			out = append(out, host)
+		} else {
+			unfit = append(unfit, h)
+		}
+	}
+	if len(unfit) > 0 {
+		r.problem(t, "policies that target it don't apply to %d of its hosts, which are no names of hosts, such as %q", len(unfit), clip(slices.Min(unfit), maxReason/4))
+	}
+	slices.Sort(out)
+	if out = slices.Compact(out); len(out) > maxHosts {
+		r.problem(t, "it has more than %d hosts; policies that target it don't apply to the others", maxHosts)
+		out = out[:maxHosts]
+	}
+	return out
 }
 
 // automated tells whether Istio deploys the gateway itself: it does unless the
@@ -256,7 +287,7 @@ func (r *resolver) claim(t mirror.Target, namespace string, labels map[string]st
 		r.selections[key] = s
 		r.ordered = append(r.ordered, s)
 	}
-	if !slices.ContainsFunc(s.claims, func(c claim) bool { return c.target == t }) {
+	if !slices.ContainsFunc(s.claims, func(c claim) bool { return compareTargets(c.target, t) == 0 }) {
 		s.claims = append(s.claims, claim{t, absent})
 	}
 }
@@ -347,6 +378,7 @@ func clip(s string, limit int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
+// compareTargets is by the resources that they are.
 func compareTargets(a, b mirror.Target) int {
 	return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }

@@ -39,6 +39,20 @@ func apiTarget(namespace, name string) mirror.Target {
 	return mirror.Target{Group: policy.GroupGatewayAPI, Namespace: namespace, Name: name}
 }
 
+func hosted(t mirror.Target, hosts ...string) mirror.Target {
+	t.Hosts = hosts
+	return t
+}
+
+// manyHosts gives different ones in their order.
+func manyHosts(n int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprintf("h%04d.example", i)
+	}
+	return out
+}
+
 func TestResolve(t *testing.T) {
 	ingress := set{"app": "istio-ingressgateway", "istio": "ingressgateway"}
 	gateway := mirror.Gateway{
@@ -53,27 +67,27 @@ func TestResolve(t *testing.T) {
 		"nothing": {},
 		"a gateway's pods are in another namespace": {
 			in: Inputs{
-				Istio: []IstioGateway{{"shop", "public", set{"istio": "ingressgateway"}}},
+				Istio: []IstioGateway{{Namespace: "shop", Name: "public", Selector: set{"istio": "ingressgateway"}}},
 				Pods:  join(pods("istio-system", ingress, "gw-1", "gw-0"), pods("shop", set{"app": "cart"}, "cart-0")),
 			},
 			want: []mirror.Gateway{gateway},
 		},
 		"unless istiod is told not to look there": {
 			in: Inputs{
-				Istio:            []IstioGateway{{"shop", "public", set{"istio": "ingressgateway"}}},
+				Istio:            []IstioGateway{{Namespace: "shop", Name: "public", Selector: set{"istio": "ingressgateway"}}},
 				Pods:             pods("istio-system", ingress, "gw-0"),
 				ScopeToNamespace: true,
 			},
 			problems: []Problem{{istioTarget("shop", "public"), "no pod in namespace shop carries the labels of spec.selector: istio=ingressgateway"}},
 		},
 		"an empty selector is no guess": {
-			in: Inputs{Istio: []IstioGateway{{"shop", "all", nil}}, Pods: pods("istio-system", ingress, "gw-0")},
+			in: Inputs{Istio: []IstioGateway{{Namespace: "shop", Name: "all", Selector: nil}}, Pods: pods("istio-system", ingress, "gw-0")},
 			problems: []Problem{{istioTarget("shop", "all"),
 				"spec.selector is empty, which means every gateway of the mesh: give it the labels of the gateways that it is for"}},
 		},
 		"two Gateways of the same pods are one workload": {
 			in: Inputs{
-				Istio: []IstioGateway{{"shop", "public", set{"istio": "ingressgateway"}}, {"bank", "public", set{"app": "istio-ingressgateway"}}},
+				Istio: []IstioGateway{{Namespace: "shop", Name: "public", Selector: set{"istio": "ingressgateway"}}, {Namespace: "bank", Name: "public", Selector: set{"app": "istio-ingressgateway"}}},
 				Pods:  pods("istio-system", ingress, "gw-0"),
 			},
 			want: []mirror.Gateway{{
@@ -83,7 +97,7 @@ func TestResolve(t *testing.T) {
 		},
 		"one Gateway, two namespaces: two workloads": {
 			in: Inputs{
-				Istio: []IstioGateway{{"shop", "public", set{"istio": "gw"}}},
+				Istio: []IstioGateway{{Namespace: "shop", Name: "public", Selector: set{"istio": "gw"}}},
 				Pods:  join(pods("b", set{"istio": "gw"}, "p"), pods("a", set{"istio": "gw"}, "p")),
 			},
 			want: []mirror.Gateway{
@@ -91,9 +105,36 @@ func TestResolve(t *testing.T) {
 				{Namespace: "b", Name: "gw", Labels: set{"istio": "gw"}, Selector: set{"istio": "gw"}, Targets: []mirror.Target{istioTarget("shop", "public")}, Pods: []string{"p"}},
 			},
 		},
+		"hosts are those that policies can name": {
+			in: Inputs{
+				Istio: []IstioGateway{
+					{Namespace: "shop", Name: "web", Selector: set{"app": "gw"}, Hosts: []string{"shop/Shop.Example.", "./*.shop.example", "*/shop.example", "shop/", "a/b/c", "*.", "x*.example", "shop.example:80"}},
+					{Namespace: "shop", Name: "all", Selector: set{"app": "gw"}, Hosts: []string{"*/*"}},
+					{Namespace: "shop", Name: "many", Selector: set{"app": "gw"}, Hosts: manyHosts(2 * maxHosts)},
+					{Namespace: "shop", Name: "twice", Selector: set{"app": "gw"}, Hosts: append(manyHosts(maxHosts), manyHosts(maxHosts)...)},
+				},
+				GatewayAPI: []APIGateway{{Namespace: "bank", Name: "gw", Addresses: []Address{{true, "gw"}}, Hosts: []string{"bank.example", "*"}}},
+				Services:   []Service{{Namespace: "bank", Name: "gw", Selector: set{"app": "gw"}}},
+				Pods:       pods("bank", set{"app": "gw"}, "p"),
+			},
+			want: []mirror.Gateway{{
+				Namespace: "bank", Name: "gw", Labels: set{"app": "gw"}, Selector: set{"app": "gw"}, Pods: []string{"p"},
+				Targets: []mirror.Target{
+					hosted(apiTarget("bank", "gw"), "*", "bank.example"),
+					hosted(istioTarget("shop", "all"), "*"),
+					hosted(istioTarget("shop", "many"), manyHosts(maxHosts)...),
+					hosted(istioTarget("shop", "twice"), manyHosts(maxHosts)...),
+					hosted(istioTarget("shop", "web"), "*.shop.example", "shop.example"),
+				},
+			}},
+			problems: []Problem{
+				{istioTarget("shop", "many"), "it has more than 256 hosts; policies that target it don't apply to the others"},
+				{istioTarget("shop", "web"), `policies that target it don't apply to 5 of its hosts, which are no names of hosts, such as "*."`},
+			},
+		},
 		"overlapping Gateways split their pods": {
 			in: Inputs{
-				Istio: []IstioGateway{{"ns", "all", set{"istio": "gw"}}, {"ns", "blue", set{"color": "blue"}}},
+				Istio: []IstioGateway{{Namespace: "ns", Name: "all", Selector: set{"istio": "gw"}}, {Namespace: "ns", Name: "blue", Selector: set{"color": "blue"}}},
 				Pods: join(pods("ns", set{"istio": "gw", "color": "blue"}, "b"),
 					pods("ns", set{"istio": "gw", "color": "red"}, "r")),
 			},
@@ -107,7 +148,7 @@ func TestResolve(t *testing.T) {
 		},
 		"pods that no labels tell apart": {
 			in: Inputs{
-				Istio: []IstioGateway{{"ns", "all", set{"istio": "gw"}}, {"ns", "more", set{"extra": "y"}}},
+				Istio: []IstioGateway{{Namespace: "ns", Name: "all", Selector: set{"istio": "gw"}}, {Namespace: "ns", Name: "more", Selector: set{"extra": "y"}}},
 				Pods: join(pods("ns", set{"istio": "gw", "pod-template-hash": "1"}, "a"),
 					pods("ns", set{"istio": "gw", "extra": "y", "pod-template-hash": "2"}, "b")),
 			},
@@ -147,7 +188,7 @@ func TestResolve(t *testing.T) {
 					{Namespace: "shop", Name: "long", Addresses: []Address{{true, "ingress.istio-system.svc.cluster.local"}}},
 					{Namespace: "shop", Name: "bad", Addresses: []Address{{true, "www.example.com"}, {false, "192.0.2.1"}, {true, "none"}, {true, "external"}, {true, "empty"}}},
 				},
-				Istio: []IstioGateway{{"shop", "classic", set{"istio": "ingressgateway"}}},
+				Istio: []IstioGateway{{Namespace: "shop", Name: "classic", Selector: set{"istio": "ingressgateway"}}},
 				Services: []Service{
 					{Namespace: "shop", Name: "gw", Selector: set{"app": "gw"}},
 					{Namespace: "shop", Name: "external"},
@@ -171,7 +212,7 @@ func TestResolve(t *testing.T) {
 		},
 		"a name from the owner": {
 			in: Inputs{
-				Istio: []IstioGateway{{"ns", "g", set{"role": "edge"}}},
+				Istio: []IstioGateway{{Namespace: "ns", Name: "g", Selector: set{"role": "edge"}}},
 				Pods:  []Pod{{Namespace: "ns", Name: "Edge_GW-7d9-x", Labels: set{"role": "edge"}, Owner: "Edge_GW"}},
 			},
 			want: []mirror.Gateway{{Namespace: "ns", Name: "edge-gw", Labels: set{"role": "edge"}, Selector: set{"role": "edge"},
@@ -237,7 +278,7 @@ func TestResolveHostile(t *testing.T) {
 	var in Inputs
 	odd := []string{"", "*", "\x00", "..", strings.Repeat("x", 1<<16), "\xff\xfe", "a=b,c=d", "日本"}
 	for i := range 2 * maxGateways {
-		in.Istio = append(in.Istio, IstioGateway{"ns", fmt.Sprint(i), set{odd[i%len(odd)]: odd[i/len(odd)%len(odd)], "g": fmt.Sprint(i % 50)}})
+		in.Istio = append(in.Istio, IstioGateway{"ns", fmt.Sprint(i), set{odd[i%len(odd)]: odd[i/len(odd)%len(odd)], "g": fmt.Sprint(i % 50)}, odd})
 		in.GatewayAPI = append(in.GatewayAPI, APIGateway{Namespace: "ns", Name: fmt.Sprint(i), Addresses: []Address{{true, odd[i%len(odd)]}}})
 	}
 	for i := range maxSelected + 5000 {
@@ -294,7 +335,7 @@ func FuzzSelectorsAreExact(f *testing.F) {
 			in.Pods = append(in.Pods, Pod{fmt.Sprint("n", r.IntN(2)), fmt.Sprint("p", i), labels(4), ""})
 		}
 		for i := range r.IntN(6) {
-			in.Istio = append(in.Istio, IstioGateway{fmt.Sprint("n", r.IntN(2)), fmt.Sprint("g", i), labels(1 + r.IntN(2))})
+			in.Istio = append(in.Istio, IstioGateway{fmt.Sprint("n", r.IntN(2)), fmt.Sprint("g", i), labels(1 + r.IntN(2)), nil})
 		}
 		in.ScopeToNamespace = r.IntN(2) == 0
 		got, problems := Resolve(in)
@@ -323,7 +364,7 @@ func BenchmarkResolve(b *testing.B) {
 		}, ""})
 	}
 	for i := range maxGateways {
-		in.Istio = append(in.Istio, IstioGateway{"ns-0", fmt.Sprint("g-", i), set{"istio": fmt.Sprint("gw-", i)}})
+		in.Istio = append(in.Istio, IstioGateway{"ns-0", fmt.Sprint("g-", i), set{"istio": fmt.Sprint("gw-", i)}, nil})
 	}
 	b.ReportAllocs()
 	for b.Loop() {

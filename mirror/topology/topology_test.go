@@ -229,7 +229,7 @@ func TestLoadThenRun(t *testing.T) {
 	if diff := cmp.Diff([]mirror.Target{istioTarget("shop", "public")}, r.Topology.Gateways[0].Targets); diff != "" {
 		t.Error(diff)
 	}
-	if len(r.Problems) != 1 || r.Problems[0].Target != apiTarget("shop", "web") {
+	if len(r.Problems) != 1 || compareTargets(r.Problems[0].Target, apiTarget("shop", "web")) != 0 {
 		t.Errorf("problems %v", r.Problems)
 	}
 

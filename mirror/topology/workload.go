@@ -80,7 +80,7 @@ func (r *resolver) workload(g *group) (mirror.Gateway, bool) {
 		}
 	}
 	slices.SortFunc(w.Targets, compareTargets)
-	w.Targets = slices.Compact(w.Targets)
+	w.Targets = slices.CompactFunc(w.Targets, func(a, b mirror.Target) bool { return compareTargets(a, b) == 0 })
 	selector, ok := r.selector(g, w.Labels)
 	if !ok {
 		for _, t := range w.Targets {

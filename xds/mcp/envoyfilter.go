@@ -79,7 +79,7 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	return []resource{
 		envoyFilter("-plugin", map[string]string{gatewayNote: clean(gw.ID()), pluginNote: clean(plugin.Version)},
 			append(patches[:len(patches):len(patches)], code, cluster)...),
-		envoyFilter("-settings", map[string]string{gatewayNote: clean(gw.ID()), policyNote: clean(g.Policy), policyRevNote: g.Settings.PolicyRev}, settings),
+		envoyFilter("-settings", map[string]string{gatewayNote: clean(gw.ID()), policyNote: clean(g.PolicyIDs()), policyRevNote: revisions(g)}, settings),
 	}, nil
 }
 

@@ -50,7 +50,7 @@ func (b *builder) trafficExtension(g mirror.GatewayPlan, nodes []mirror.Endpoint
 		{
 			kind: kind{"extensions.istio.io", "v1alpha1", "TrafficExtension"}, namespace: gw.Namespace, name: name(b.config.Prefix, gw.Name, "-plugin"),
 			annotations: map[string]string{
-				gatewayNote: clean(gw.ID()), pluginNote: clean(plugin.Version), policyNote: clean(g.Policy), policyRevNote: g.Settings.PolicyRev,
+				gatewayNote: clean(gw.ID()), pluginNote: clean(plugin.Version), policyNote: clean(g.PolicyIDs()), policyRevNote: revisions(g),
 			},
 			spec: &extensions.TrafficExtension{
 				Selector: &selector.WorkloadSelector{MatchLabels: gw.Selector},

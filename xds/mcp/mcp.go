@@ -250,6 +250,15 @@ func build(c Config, plan mirror.Plan) ([]resource, error) {
 	return out, nil
 }
 
+// revisions are those of a gateway's policies, in the order of their ids.
+func revisions(g mirror.GatewayPlan) string {
+	var out []string
+	for _, s := range g.Policies() {
+		out = append(out, s.PolicyRev)
+	}
+	return strings.Join(out, ", ")
+}
+
 // wants tells the gateways that get anything at all. A policy that is off
 // leaves the filters in place, with settings that say so: taking them away, and
 // back, would change the listener, which ends connections. Where the settings
@@ -258,7 +267,8 @@ func (b *builder) wants(g mirror.GatewayPlan) bool {
 	if g.Policy == "" || len(g.Gateway.Selector) == 0 {
 		return false
 	}
-	if b.config.Form == FormTrafficExtension && g.Settings.Mode != policy.ModeMonitor {
+	on := func(s mirror.Settings) bool { return s.Mode == policy.ModeMonitor }
+	if b.config.Form == FormTrafficExtension && !slices.ContainsFunc(g.Policies(), on) {
 		return false
 	}
 	rev := g.Gateway.Labels[revisionLabel]

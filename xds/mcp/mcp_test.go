@@ -5,8 +5,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -227,6 +229,30 @@ func TestDeterministic(t *testing.T) {
 		}
 		if d := cmp.Diff(render(t, config(form), one), render(t, config(form), two)); d != "" {
 			t.Error(d)
+		}
+	}
+}
+
+// A gateway that several policies share carries all of them in what it has
+// anyway, and stays for the last that is on.
+func TestSeveralPolicies(t *testing.T) {
+	shop := func(mode policy.Mode) policy.MirrorPolicy {
+		p := policyFor("public", func(s *policy.Spec) { s.Mode, s.Match = mode, []policy.Match{{Hosts: []string{"shop.example"}}} })
+		p.Metadata.Name = "shop"
+		return p
+	}
+	for _, form := range []mcp.Form{mcp.FormEnvoyFilter, mcp.FormTrafficExtension} {
+		one := versions(t, snapshot(t, config(form), plan("public")))
+		several := mirror.Compile([]policy.MirrorPolicy{shop(policy.ModeOff), policyFor("public", nil)},
+			mirror.Topology{Gateways: []mirror.Gateway{workload("public")}, Nodes: oneNode})
+		if got := versions(t, snapshot(t, config(form), several)); !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(one))) {
+			t.Errorf("%s: %v, want those of %v", form, got, one)
+		}
+		out := render(t, config(form), several)
+		for _, want := range []string{"periscope.dev/policy: istio-ingress/shop, istio-ingress/public\n", several.Nodes[1].Revision + ", " + several.Nodes[0].Revision + "\n"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: no %q", form, want)
+			}
 		}
 	}
 }
