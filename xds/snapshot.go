@@ -17,10 +17,16 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
+
+// maxTypeBytes is what the resources of one type may have. Clients of the
+// state-of-the-world protocol are sent all of them in one message, which neither
+// side's gRPC lets pass beyond 2 GiB.
+const maxTypeBytes = 1 << 30
 
 // Message is a named resource before it is marshalled.
 type Message struct {
@@ -55,6 +61,20 @@ type typeSet struct {
 // as empty, with a version all the same: some clients wait for an answer to
 // each type they asked for, and one without a version gets none.
 func NewSnapshot(resources map[string][]Message) (*Snapshot, error) {
+	marshalled := make(map[string][]Resource, len(resources))
+	for _, typeURL := range slices.Sorted(maps.Keys(resources)) {
+		list, err := marshal(resources[typeURL])
+		if err != nil {
+			return nil, fmt.Errorf("make snapshot: %s: %w", typeURL, err)
+		}
+		marshalled[typeURL] = list
+	}
+	return Assemble(marshalled)
+}
+
+// Assemble makes a snapshot, as NewSnapshot does, of resources that were
+// marshalled before. It shares them with whoever else has them.
+func Assemble(resources map[string][]Resource) (*Snapshot, error) {
 	s := &Snapshot{types: make(map[string]*typeSet, len(resources)), empty: &typeSet{version: hash()}}
 	for _, typeURL := range slices.Sorted(maps.Keys(resources)) {
 		if typeURL == "" {
@@ -69,28 +89,75 @@ func NewSnapshot(resources map[string][]Message) (*Snapshot, error) {
 	return s, nil
 }
 
-func newTypeSet(messages []Message) (*typeSet, error) {
-	t := &typeSet{byName: make(map[string]Resource, len(messages))}
-	for i, m := range messages {
-		if m.Name == "" || m.Name == wildcard {
-			return nil, fmt.Errorf("resource %d: %q can't be a name", i, m.Name)
+// With gives the snapshot that holds these messages too, in place of resources
+// of their names. All else is shared: to derive many snapshots from one costs
+// what they differ in.
+func (s *Snapshot) With(typeURL string, messages ...Message) (*Snapshot, error) {
+	if typeURL == "" {
+		return nil, fmt.Errorf("derive snapshot: the type URL is empty")
+	}
+	changed, err := marshal(messages)
+	if err != nil {
+		return nil, fmt.Errorf("derive snapshot: %s: %w", typeURL, err)
+	}
+	replaced := make(map[string]bool, len(changed))
+	for _, r := range changed {
+		replaced[r.Name] = true
+	}
+	for _, r := range s.Resources(typeURL) {
+		if !replaced[r.Name] {
+			changed = append(changed, r)
 		}
-		if _, ok := t.byName[m.Name]; ok {
-			return nil, fmt.Errorf("two resources are named %q", m.Name)
+	}
+	t, err := newTypeSet(changed)
+	if err != nil {
+		return nil, fmt.Errorf("derive snapshot: %s: %w", typeURL, err)
+	}
+	out := &Snapshot{types: maps.Clone(s.types), empty: s.empty}
+	out.types[typeURL] = t
+	return out, nil
+}
+
+// Marshal makes the resource that a message travels as.
+func Marshal(m Message) (Resource, error) {
+	if m.Message == nil {
+		return Resource{}, fmt.Errorf("resource %q is nil", m.Name)
+	}
+	content := new(anypb.Any)
+	if err := anypb.MarshalFrom(content, m.Message, proto.MarshalOptions{Deterministic: true}); err != nil {
+		return Resource{}, fmt.Errorf("marshal %q: %w", m.Name, err)
+	}
+	return Resource{Name: m.Name, Version: hash([]byte(content.GetTypeUrl()), content.GetValue()), Any: content}, nil
+}
+
+func marshal(messages []Message) ([]Resource, error) {
+	out := make([]Resource, 0, len(messages))
+	for _, m := range messages {
+		r, err := Marshal(m)
+		if err != nil {
+			return nil, err
 		}
-		if m.Message == nil {
-			return nil, fmt.Errorf("resource %q is nil", m.Name)
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// newTypeSet refuses what no client could be sent.
+func newTypeSet(resources []Resource) (*typeSet, error) {
+	t := &typeSet{byName: make(map[string]Resource, len(resources)), names: make([]string, 0, len(resources))}
+	bytes := 0
+	for i, r := range resources {
+		if r.Name == "" || r.Name == wildcard {
+			return nil, fmt.Errorf("resource %d: %q can't be a name", i, r.Name)
 		}
-		content := new(anypb.Any)
-		if err := anypb.MarshalFrom(content, m.Message, proto.MarshalOptions{Deterministic: true}); err != nil {
-			return nil, fmt.Errorf("marshal %q: %w", m.Name, err)
+		if _, ok := t.byName[r.Name]; ok {
+			return nil, fmt.Errorf("two resources are named %q", r.Name)
 		}
-		t.byName[m.Name] = Resource{
-			Name:    m.Name,
-			Version: hash([]byte(content.GetTypeUrl()), content.GetValue()),
-			Any:     content,
+		if bytes += len(r.Any.GetValue()); bytes > maxTypeBytes {
+			return nil, fmt.Errorf("more than %d MiB in %d resources", maxTypeBytes>>20, len(resources))
 		}
-		t.names = append(t.names, m.Name)
+		t.byName[r.Name] = r
+		t.names = append(t.names, r.Name)
 	}
 	slices.Sort(t.names)
 	parts := make([][]byte, 0, 2*len(t.names))
@@ -104,8 +171,10 @@ func newTypeSet(messages []Message) (*typeSet, error) {
 // hash gives 16 hex digits of the SHA-256 of parts, each marked by its length.
 func hash(parts ...[]byte) string {
 	h := sha256.New()
+	var length []byte
 	for _, p := range parts {
-		fmt.Fprintf(h, "%d:", len(p))
+		length = append(strconv.AppendInt(length[:0], int64(len(p)), 10), ':')
+		h.Write(length)
 		h.Write(p)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])

@@ -10,6 +10,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -74,6 +75,64 @@ func TestSnapshotFaults(t *testing.T) {
 				t.Errorf("error is %v", err)
 			}
 		})
+	}
+}
+
+// TestSnapshotWith: what is derived is what is made anew, and shares the rest.
+func TestSnapshotWith(t *testing.T) {
+	before := snap(t, map[string][]string{typeLDS: {"a=1", "b=1"}, typeCDS: {"c=1"}})
+	changed := Message{Name: "b", Message: wrapperspb.String("b=2/2")}
+	for name, tt := range map[string]struct {
+		typeURL string
+		message Message
+		want    map[string][]string
+	}{
+		"replaced": {typeLDS, changed, map[string][]string{typeLDS: {"a=1", "b=2"}, typeCDS: {"c=1"}}},
+		"added":    {typeCDS, changed, map[string][]string{typeLDS: {"a=1", "b=1"}, typeCDS: {"b=2", "c=1"}}},
+		"new type": {typeRDS, changed, map[string][]string{typeLDS: {"a=1", "b=1"}, typeCDS: {"c=1"}, typeRDS: {"b=2"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := before.With(tt.typeURL, tt.message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := snap(t, tt.want)
+			for _, typeURL := range append(want.Types(), "never/Heard") {
+				if got.Version(typeURL) != want.Version(typeURL) {
+					t.Errorf("%s is %v", typeURL, got.Resources(typeURL))
+				}
+			}
+			if got.set(typeLDS).byName["a"].Any != before.set(typeLDS).byName["a"].Any {
+				t.Error("what stays is not shared")
+			}
+		})
+	}
+	if len(before.Types()) != 2 || before.Version(typeLDS) != snap(t, map[string][]string{typeLDS: {"a=1", "b=1"}}).Version(typeLDS) {
+		t.Error("the snapshot that others were derived from has changed")
+	}
+	for _, bad := range []Message{{Name: "", Message: changed.Message}, {Name: "x"}} {
+		if _, err := before.With(typeLDS, bad); err == nil {
+			t.Errorf("%v is taken", bad)
+		}
+	}
+	if _, err := before.With("", changed); err == nil {
+		t.Error("a type without URL is taken")
+	}
+}
+
+// TestSnapshotSize: more than clients can take is refused, to the byte.
+func TestSnapshotSize(t *testing.T) {
+	part := &anypb.Any{Value: make([]byte, 1<<20)}
+	var fits []Resource
+	for i := range maxTypeBytes / len(part.Value) {
+		fits = append(fits, Resource{Name: fmt.Sprint(i), Any: part})
+	}
+	if _, err := Assemble(map[string][]Resource{"t": fits, "u": fits}); err != nil {
+		t.Error(err)
+	}
+	over := append(fits, Resource{Name: "more", Any: &anypb.Any{Value: []byte{1}}})
+	if _, err := Assemble(map[string][]Resource{"t": over}); err == nil || !strings.Contains(err.Error(), "more than 1024 MiB in 1025 resources") {
+		t.Errorf("error is %v", err)
 	}
 }
 

@@ -172,9 +172,9 @@ type controlConfig struct {
 
 // control is the control plane:
 //
-//	policy files ─► [1] source ──┬─► mirror.Compile ─► plan ─┬─► gateway.Snapshot ─┬─► [2] xDS server ─► gateways, nodes, istiods
+//	policy files ─► [1] source ──┬─► mirror.Compile ─► plan ─┬─► gateway.Maker ────┬─► [2] xDS server ─► gateways, nodes, istiods
 //	Kubernetes ───► [1] cluster ─┘                           ├─► node.Snapshot ────┤       │
-//	istiods ◄───── [1] readback                              └─► mcp.Snapshot ─────┘       │
+//	istiods ◄───── [1] readback                              └─► mcp.Maker ────────┘       │
 //	operators ─► [4] /debug ◄─────────────────────────────── acknowledged, refused ────────┘
 //	             [3] listeners
 type control struct {
@@ -196,10 +196,14 @@ type control struct {
 	certs    *certs.Certificates // nil: the xDS server speaks plain text
 	closers  []func() error
 	state    atomic.Pointer[controlState]
+	fault    atomic.Pointer[planFault]
 	plans    prometheus.Counter
+	faults   prometheus.Counter
 
-	publishing sync.Mutex   // held while a plan is made and handed on
-	next       controlState // what the next plan follows from; under publishing
+	publishing sync.Mutex    // held while a plan is made and handed on; those below are under it
+	next       controlState  // what the next plan follows from
+	gateways   gateway.Maker // of gateways' snapshots
+	supplies   mcp.Maker     // of istiods'
 }
 
 func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error) {
@@ -213,7 +217,8 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 		return nil, err
 	}
 	c.plans = prometheus.NewCounter(prometheus.CounterOpts{Name: "periscope_control_plans_total", Help: "Plans compiled and published."})
-	c.registry.MustRegister(c.plans)
+	c.faults = prometheus.NewCounter(prometheus.CounterOpts{Name: "periscope_control_plan_faults_total", Help: "Plans that could not be published: the one before stayed in force."})
+	c.registry.MustRegister(c.plans, c.faults)
 	// [4] before [2], which asks it on behalf of istioctl.
 	if c.pages, err = debug.New(c.debugConfig()); err != nil {
 		return nil, err

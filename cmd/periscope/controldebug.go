@@ -29,6 +29,7 @@ type policyState struct {
 	Policies    []source.Status     `json:"policies"`
 	Attachments []mirror.Attachment `json:"attachments"`
 	Unresolved  []topology.Problem  `json:"unresolved,omitempty"` // Gateway resources without a workload
+	Fault       *planFault          `json:"fault,omitempty"`      // why the newest plan is not in force
 	Delivery    *istiod.State       `json:"delivery,omitempty"`   // what istiods and their gateways did with it
 }
 
@@ -170,7 +171,7 @@ func (c *control) current() *controlState {
 
 func (c *control) policyState() policyState {
 	s := c.current()
-	state := policyState{Revision: s.plan.Revision, Source: c.cfg.policy, Policies: s.set.Statuses, Attachments: s.plan.Attachments, Unresolved: s.problems}
+	state := policyState{Revision: s.plan.Revision, Source: c.cfg.policy, Policies: s.set.Statuses, Attachments: s.plan.Attachments, Unresolved: s.problems, Fault: c.fault.Load()}
 	if c.source == nil {
 		state.Source = "built in: mirror everything"
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/periscope-mesh/periscope/mirror/topology"
 	"github.com/periscope-mesh/periscope/policy/source"
 	"github.com/periscope-mesh/periscope/xds"
-	"github.com/periscope-mesh/periscope/xds/gateway"
 	"github.com/periscope-mesh/periscope/xds/mcp"
 	xdsnode "github.com/periscope-mesh/periscope/xds/node"
 )
@@ -27,25 +26,32 @@ type controlState struct {
 	builds   map[string]string // of the plugin, by gateway id
 }
 
+// planFault is why the newest plan is not in force; the one before is.
+type planFault struct {
+	Revision string    `json:"revision"` // the newest's
+	Error    string    `json:"error"`
+	At       time.Time `json:"time"`
+}
+
 // publish changes what the plan follows from, compiles it and hands the result
-// to the xDS server: all of it or, with an error, nothing. Until the gateways
+// to the xDS server: all of it or, with an error, nothing. The error stands at
+// /debug/policyz until a later change lets the plan through. Until the gateways
 // are known, changes only gather.
 func (c *control) publish(change func(*controlState)) error {
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
+	change(&c.next)
+	return c.publishNext()
+}
+
+// publishNext publishes what follows from c.next, each gateway's part with the
+// build of the plugin that it is to run. Under c.publishing.
+func (c *control) publishNext() error {
 	next := c.next
-	change(&next)
 	if !next.placed {
-		c.next = next
 		return nil
 	}
 	next.plan = mirror.Compile(next.set.Policies, next.topology)
-	return c.hand(next)
-}
-
-// hand hands a compiled plan on, each gateway's with the build of the plugin
-// that it is to run. Under c.publishing.
-func (c *control) hand(next controlState) error {
 	last := c.state.Load()
 	c.plugins.step(c.evidence(next.plan), c.nodesKnown())
 	next.builds = map[string]string{}
@@ -54,12 +60,14 @@ func (c *control) hand(next controlState) error {
 	}
 	snapshots, err := c.snapshots(next, last)
 	if err != nil {
+		c.fault.Store(&planFault{Revision: next.plan.Revision, Error: err.Error(), At: time.Now()})
+		c.faults.Inc()
 		return err
 	}
+	c.fault.Store(nil)
 	for key, s := range snapshots {
 		c.server.SetSnapshot(key, s)
 	}
-	c.next = next
 	c.state.Store(&next)
 	if last == nil || last.plan.Revision != next.plan.Revision {
 		c.plans.Inc()
@@ -72,6 +80,12 @@ func (c *control) hand(next controlState) error {
 // served the same already.
 func (c *control) snapshots(next controlState, last *controlState) (map[string]*xds.Snapshot, error) {
 	out := map[string]*xds.Snapshot{}
+	served := map[string]mirror.GatewayPlan{}
+	if last != nil {
+		for _, g := range last.plan.Gateways {
+			served[g.Gateway.ID()] = g
+		}
+	}
 	supplied := mirror.Plan{Revision: next.plan.Revision}
 	for _, g := range next.plan.Gateways {
 		id := g.Gateway.ID()
@@ -79,12 +93,12 @@ func (c *control) snapshots(next controlState, last *controlState) (map[string]*
 			supplied.Gateways = append(supplied.Gateways, g)
 			continue
 		}
-		if last != nil && last.builds[id] == next.builds[id] && slices.ContainsFunc(last.plan.Gateways, func(l mirror.GatewayPlan) bool { return reflect.DeepEqual(l, g) }) {
+		if l, ok := served[id]; ok && last.builds[id] == next.builds[id] && reflect.DeepEqual(l, g) {
 			continue
 		}
 		config := c.gateway
 		config.Plugin = c.plugins.build(id).Code
-		s, err := gateway.Snapshot(config, g)
+		s, err := c.gateways.Snapshot(config, g)
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +125,7 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 		b := c.plugins.build(g.Gateway.ID())
 		config.Plugins[g.Gateway.ID()] = mcp.Plugin{Source: b.Code, Version: b.Name()}
 	}
-	s, err := mcp.Snapshot(config, plan)
+	s, err := c.supplies.Make(config, plan)
 	for err != nil {
 		fault := new(mcp.GatewayError)
 		if !errors.As(err, &fault) {
@@ -121,12 +135,12 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 		if plan, err = keepLast(plan, last, fault.Gateway); err != nil {
 			return nil, err
 		}
-		s, err = mcp.Snapshot(config, plan)
+		s, err = c.supplies.Make(config, plan)
 	}
 	if c.readback != nil {
-		return s, c.readback.serve(config, plan, time.Now())
+		c.readback.serve(s.Items, plan, time.Now())
 	}
-	return s, nil
+	return s.Snapshot, nil
 }
 
 // keepLast puts a gateway's last plan in place of its new one, or takes the

@@ -54,18 +54,14 @@ func (r *readback) current() istiod.Served {
 }
 
 // serve notes what istiods are served from now on, and has it asked for soon.
-func (r *readback) serve(config mcp.Config, plan mirror.Plan, now time.Time) error {
-	inventory, err := mcp.Inventory(config, plan)
-	if err != nil {
-		return err
-	}
+func (r *readback) serve(items map[string][]mcp.Item, plan mirror.Plan, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.serial++
 	next := istiod.Served{Serial: r.serial, Resources: map[string]istiod.Resource{}}
 	for _, g := range plan.Gateways {
 		gateway := istiod.Gateway{ID: g.Gateway.ID(), Policy: g.PolicyIDs(), Namespace: g.Gateway.Namespace, Pods: g.Gateway.Pods}
-		for _, item := range inventory[g.Gateway.ID()] {
+		for _, item := range items[g.Gateway.ID()] {
 			key := istiod.Key(item.Kind, item.Namespace, item.Name)
 			resource := istiod.Resource{Version: item.Version, Types: item.Types, Since: now}
 			if before, ok := r.served.Resources[key]; ok && before.Version == item.Version {
@@ -80,5 +76,4 @@ func (r *readback) serve(config mcp.Config, plan mirror.Plan, now time.Time) err
 	}
 	r.served = next
 	r.poller.Refresh()
-	return nil
 }

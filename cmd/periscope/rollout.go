@@ -45,7 +45,7 @@ func (c *control) advance() error {
 	if sameBuilds(before, c.plugins.state) {
 		return nil
 	}
-	return c.hand(c.next)
+	return c.publishNext()
 }
 
 func sameBuilds(a, b rollout.State) bool {

@@ -185,16 +185,14 @@ func httpOptions(options *upstreamhttp.HttpProtocolOptions) (map[string]*anypb.A
 	return map[string]*anypb.Any{httpOptionsKey: typed}, nil
 }
 
-// endpoints are of those clusters that discover them.
-func endpoints(up upstream, nodes []mirror.Endpoint) ([]xds.Message, error) {
-	if err := checkEndpoints(nodes); err != nil {
-		return nil, err
-	}
-	out := []xds.Message{{Name: MirrorCluster, Message: assignment(MirrorCluster, nodes...)}}
+// endpoints are of those clusters that discover them, as long as there are no
+// nodes.
+func endpoints(up upstream) []xds.Message {
+	out := []xds.Message{{Name: MirrorCluster, Message: assignment(MirrorCluster)}}
 	if up.ip {
 		out = append(out, xds.Message{Name: UpstreamCluster, Message: assignment(UpstreamCluster, mirror.Endpoint{Host: up.host, Port: int(up.port)})})
 	}
-	return out, nil
+	return out
 }
 
 func checkEndpoints(nodes []mirror.Endpoint) error {

@@ -470,26 +470,14 @@ func TestEnvoyClusterChange(t *testing.T) {
 		for _, c := range changed {
 			c.Message.(*cluster.Cluster).ConnectTimeout = durationpb.New(time.Second)
 		}
-		eds, err := endpoints(up, nil)
+		s, err := Snapshot(r.config, r.plan)
 		if err != nil {
 			t.Fatal(err)
 		}
-		old, err := Snapshot(r.config, r.plan)
-		if err != nil {
+		if s, err = s.With(resource.ClusterType, changed...); err != nil {
 			t.Fatal(err)
 		}
-		resources := map[string][]xds.Message{resource.ClusterType: changed, resource.EndpointType: eds}
-		for _, typeURL := range []string{resource.ListenerType, resource.RouteType, resource.ExtensionConfigType} {
-			for _, o := range old.Resources(typeURL) {
-				m, err := o.Any.UnmarshalNew()
-				if err != nil {
-					t.Fatal(err)
-				}
-				resources[typeURL] = append(resources[typeURL], xds.Message{Name: o.Name, Message: m})
-			}
-		}
-		s, err := xds.NewSnapshot(resources)
-		if err != nil {
+		if s, err = s.With(resource.EndpointType, endpoints(up)...); err != nil {
 			t.Fatal(err)
 		}
 		from := time.Now()

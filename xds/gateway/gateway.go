@@ -89,17 +89,84 @@ func (c Config) Validate() error {
 
 // Snapshot makes everything the gateway is served.
 func Snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
-	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("gateway %s: %w", plan.Gateway.ID(), err)
-	}
-	s, err := snapshot(c, plan)
+	return new(Maker).Snapshot(c, plan)
+}
+
+// maxBases is how many combinations of a configuration and nodes a Maker keeps;
+// with one more it begins anew.
+const maxBases = 64
+
+// Maker makes the snapshots of many gateways. What they have in common, the
+// plugin above all, is marshalled and held once. The zero value is ready; it is
+// for one goroutine at a time.
+type Maker struct {
+	bases map[base]*xds.Snapshot
+}
+
+// base is what all but the settings follows from.
+type base struct {
+	config Config
+	nodes  string
+}
+
+// Snapshot is the function of that name; the result is the same.
+func (m *Maker) Snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
+	s, err := m.snapshot(c, plan)
 	if err != nil {
 		return nil, fmt.Errorf("gateway %s: %w", plan.Gateway.ID(), err)
 	}
 	return s, nil
 }
 
-func snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
+func (m *Maker) snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
+	s, err := m.base(c, plan.Endpoints)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := SettingsExtension(plan.Settings.Encode())
+	if err != nil {
+		return nil, err
+	}
+	return s.With(resource.ExtensionConfigType, xds.Message{Name: SettingsFilter, Message: settings})
+}
+
+// base is what gateways with these nodes have in common; most of it they have
+// in common with all others too.
+func (m *Maker) base(c Config, nodes []mirror.Endpoint) (*xds.Snapshot, error) {
+	key := base{c, fmt.Sprint(nodes)}
+	if s := m.bases[key]; s != nil {
+		return s, nil
+	}
+	s, err := m.makeBase(c, nodes)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.bases) >= maxBases || m.bases == nil {
+		m.bases = map[base]*xds.Snapshot{}
+	}
+	m.bases[key] = s
+	return s, nil
+}
+
+func (m *Maker) makeBase(c Config, nodes []mirror.Endpoint) (*xds.Snapshot, error) {
+	if len(nodes) == 0 {
+		return common(c)
+	}
+	if err := checkEndpoints(nodes); err != nil {
+		return nil, err
+	}
+	s, err := m.base(c, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.With(resource.EndpointType, xds.Message{Name: MirrorCluster, Message: assignment(MirrorCluster, nodes...)})
+}
+
+// common is a snapshot without settings and nodes.
+func common(c Config) (*xds.Snapshot, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
 	up, err := parseUpstream(c.Upstream)
 	if err != nil {
 		return nil, err
@@ -112,11 +179,7 @@ func snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	endpoints, err := endpoints(up, plan.Endpoints)
-	if err != nil {
-		return nil, err
-	}
-	extensions, err := extensions(c, plan.Settings.Encode())
+	plugin, err := PluginExtension(c.Plugin)
 	if err != nil {
 		return nil, err
 	}
@@ -124,8 +187,8 @@ func snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
 		resource.ListenerType:        listeners,
 		resource.RouteType:           {{Name: routeConfig, Message: routes()}},
 		resource.ClusterType:         clusters,
-		resource.EndpointType:        endpoints,
-		resource.ExtensionConfigType: extensions,
+		resource.EndpointType:        endpoints(up),
+		resource.ExtensionConfigType: {{Name: PluginFilter, Message: plugin}},
 	})
 }
 

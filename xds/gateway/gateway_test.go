@@ -13,6 +13,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/xds"
@@ -224,11 +225,82 @@ func FuzzParseUpstream(f *testing.F) {
 
 func BenchmarkSnapshot(b *testing.B) {
 	c := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: strings.Repeat("-- a line of the plugin\n", 800)}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := Snapshot(c, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050})); err != nil {
-			b.Fatal(err)
+	for name, m := range map[string]*Maker{"alone": nil, "of many": {}} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				maker := m
+				if m == nil {
+					maker = new(Maker)
+				}
+				if _, err := maker.Snapshot(c, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050})); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// A Maker's snapshots are those that are made apart, and share what is alike.
+func TestMaker(t *testing.T) {
+	c := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: "-- plugin"}
+	other := c
+	other.Plugin = "-- another build"
+	faulty := c
+	faulty.Upstream = "ftp://192.0.2.1"
+	one, two := mirror.Endpoint{Host: "192.0.2.2", Port: 5050}, mirror.Endpoint{Host: "192.0.2.3", Port: 5050}
+	var m Maker
+	content := map[*anypb.Any]bool{}
+	for _, step := range []struct {
+		config Config
+		nodes  []mirror.Endpoint
+		added  int // resources that no snapshot before had
+	}{
+		{c, []mirror.Endpoint{one}, 8}, // a listener, routes, two clusters and their endpoints, plugin, settings
+		{c, []mirror.Endpoint{one}, 1}, // settings
+		{c, []mirror.Endpoint{one, two}, 2},
+		{c, nil, 2}, // nobody has had these nodes
+		{other, []mirror.Endpoint{one}, 8},
+		{c, []mirror.Endpoint{two}, 2},
+	} {
+		p := testPlan(step.nodes...)
+		got, err := m.Snapshot(step.config, p)
+		if err != nil {
+			t.Fatal(err)
 		}
+		want, err := Snapshot(step.config, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(string(render(t, want)), string(render(t, got))); d != "" {
+			t.Errorf("-want +got\n%s", d)
+		}
+		added := 0
+		for _, typeURL := range got.Types() {
+			if got.Version(typeURL) != want.Version(typeURL) {
+				t.Errorf("%s: version %s, want %s", typeURL, got.Version(typeURL), want.Version(typeURL))
+			}
+			for _, r := range got.Resources(typeURL) {
+				if !content[r.Any] {
+					content[r.Any] = true
+					added++
+				}
+			}
+		}
+		if added != step.added {
+			t.Errorf("%v: %d resources are new, want %d", step.nodes, added, step.added)
+		}
+	}
+	if _, err := m.Snapshot(faulty, testPlan()); err == nil {
+		t.Error("a faulty configuration has a snapshot")
+	}
+	for i := range 3 * maxBases {
+		if _, err := m.Snapshot(c, testPlan(mirror.Endpoint{Host: "192.0.2.2", Port: 1 + i})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(m.bases); n > maxBases {
+		t.Errorf("%d bases are kept", n)
 	}
 }
 

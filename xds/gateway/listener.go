@@ -160,19 +160,6 @@ func discovered(name string, empty proto.Message) (*hcm.HttpFilter, error) {
 	}}}, nil
 }
 
-// extensions are what the two filters discover.
-func extensions(c Config, encoded string) ([]xds.Message, error) {
-	settings, err := SettingsExtension(encoded)
-	if err != nil {
-		return nil, err
-	}
-	plugin, err := PluginExtension(c.Plugin)
-	if err != nil {
-		return nil, err
-	}
-	return []xds.Message{{Name: SettingsFilter, Message: settings}, {Name: PluginFilter, Message: plugin}}, nil
-}
-
 // PluginExtension is the plugin's code, as its filter discovers it.
 func PluginExtension(code string) (*core.TypedExtensionConfig, error) {
 	return extension(PluginFilter, pluginConfig(code))

@@ -31,7 +31,6 @@ import (
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/policy"
-	"github.com/periscope-mesh/periscope/xds"
 )
 
 // Form is which of Istio's resources carry the plugin.
@@ -135,6 +134,9 @@ type resource struct {
 	spec        proto.Message
 }
 
+// id tells it from all others.
+func (r resource) id() string { return r.kind.name + " " + r.namespace + "/" + r.name }
+
 func labels() map[string]string { return map[string]string{managedByLabel: managedBy} }
 
 // Validate reports all faults of the configuration.
@@ -160,35 +162,6 @@ func (c Config) Validate() error {
 		return fmt.Errorf("istio resources: %w", err)
 	}
 	return nil
-}
-
-// Snapshot makes what istiod is served: every type that it subscribes to, most
-// of them empty. A gateway that can't be supplied is a *GatewayError in the
-// joined error, and there is no snapshot then: one without that gateway would
-// take from it what it has. The caller may put the gateway's last good plan in
-// its place and try again.
-func Snapshot(c Config, plan mirror.Plan) (*xds.Snapshot, error) {
-	list, err := build(c, plan)
-	if err != nil {
-		return nil, err
-	}
-	types := make(map[string][]xds.Message, len(Types()))
-	for _, t := range Types() {
-		types[t] = nil
-	}
-	for _, r := range list {
-		m, err := r.message()
-		if err != nil {
-			return nil, fmt.Errorf("istio resources: %s %s/%s: %w", r.kind.name, r.namespace, r.name, err)
-		}
-		t := r.kind.typeURL()
-		types[t] = append(types[t], xds.Message{Name: m.GetMetadata().GetName(), Message: m})
-	}
-	s, err := xds.NewSnapshot(types)
-	if err != nil {
-		return nil, fmt.Errorf("istio resources: %w", err)
-	}
-	return s, nil
 }
 
 // message is the resource as MCP carries it. istiod ignores a resource whose
@@ -217,37 +190,33 @@ func (r resource) message() (*mcpv1alpha1.Resource, error) {
 	return m, nil
 }
 
-// build makes the resources of all gateways, in the plan's order.
-func build(c Config, plan mirror.Plan) ([]resource, error) {
-	if err := c.Validate(); err != nil {
-		return nil, err
+// each has the resources of one gateway after the other made, in the plan's
+// order; made gives their ids.
+func (b *builder) each(plan mirror.Plan, made func(mirror.GatewayPlan) (ids []string, err error)) error {
+	if err := b.config.Validate(); err != nil {
+		return err
 	}
-	b := newBuilder(c)
-	var out []resource
 	var faults []error
-	names := map[string]bool{}
+	owned := map[string]bool{}
 	for _, g := range plan.Gateways {
 		if !b.wants(g) {
 			continue
 		}
-		list, err := b.gateway(g)
-		for _, r := range list {
-			id := r.kind.name + " " + r.namespace + "/" + r.name
-			if names[id] && err == nil {
+		ids, err := made(g)
+		for _, id := range ids {
+			if owned[id] && err == nil {
 				err = fmt.Errorf("the name of %s is another gateway's", id)
 			}
-			names[id] = true
+			owned[id] = true
 		}
 		if err != nil {
 			faults = append(faults, &GatewayError{Gateway: g.Gateway.ID(), Err: err})
-			continue
 		}
-		out = append(out, list...)
 	}
 	if err := errors.Join(faults...); err != nil {
-		return nil, fmt.Errorf("istio resources: %w", err)
+		return fmt.Errorf("istio resources: %w", err)
 	}
-	return out, nil
+	return nil
 }
 
 // revisions are those of a gateway's policies, in the order of their ids.

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	extensions "istio.io/api/extensions/v1alpha1"
 	mcpv1alpha1 "istio.io/api/mcp/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
@@ -211,6 +212,109 @@ func TestWhatChangesWhat(t *testing.T) {
 				t.Errorf("changed, -want +got\n%s", d)
 			}
 		})
+	}
+}
+
+// contents are the resources that a snapshot shares with others.
+func contents(s *xds.Snapshot) map[string]*anypb.Any {
+	out := map[string]*anypb.Any{}
+	for _, typeURL := range s.Types() {
+		for _, r := range s.Resources(typeURL) {
+			out[typeURL+" "+r.Name] = r.Any
+		}
+	}
+	return out
+}
+
+// A Maker gives what is made anew gives, and makes only what changed.
+func TestMaker(t *testing.T) {
+	for _, form := range []mcp.Form{mcp.FormEnvoyFilter, mcp.FormTrafficExtension} {
+		var m mcp.Maker
+		edited := func(s *policy.Spec) { s.Sampling.Percent = 7 }
+		compile := func(change func(*policy.Spec), n []mirror.NodeService, names ...string) mirror.Plan {
+			var gateways []mirror.Gateway
+			for _, name := range names {
+				gateways = append(gateways, workload(name))
+			}
+			return mirror.Compile([]policy.MirrorPolicy{policyFor("a", change), policyFor("b", nil)}, mirror.Topology{Gateways: gateways, Nodes: n})
+		}
+		canary := config(form)
+		canary.Plugins = map[string]mcp.Plugin{"istio-ingress/b": {Source: "-- another build"}}
+		released := config(form)
+		released.Plugin.Version += ".1"
+		prefixed := config(form)
+		prefixed.Prefix = "other-"
+		last := map[string]*anypb.Any{}
+		for _, step := range []struct {
+			what   string
+			config mcp.Config
+			plan   mirror.Plan
+			made   string // gateways whose resources are made
+		}{
+			{"first", config(form), compile(nil, oneNode, "a", "b"), "ab"},
+			{"same", config(form), compile(nil, oneNode, "a", "b"), ""},
+			{"edit", config(form), compile(edited, oneNode, "a", "b"), "a"},
+			{"canary", canary, compile(edited, oneNode, "a", "b"), "b"},
+			{"rolled back", config(form), compile(edited, oneNode, "a", "b"), "b"},
+			{"release", released, compile(edited, oneNode, "a", "b"), "ab"},
+			{"nodes", released, compile(edited, nodes(mirror.Endpoint{Host: "10.0.0.8", Port: 1}), "a", "b"), "ab"},
+			{"gone", released, compile(edited, nodes(mirror.Endpoint{Host: "10.0.0.8", Port: 1}), "b"), ""},
+			{"back", released, compile(edited, nodes(mirror.Endpoint{Host: "10.0.0.8", Port: 1}), "b", "a"), "a"},
+			{"prefix", prefixed, compile(edited, nodes(mirror.Endpoint{Host: "10.0.0.8", Port: 1}), "b", "a"), "ab"},
+		} {
+			got, err := m.Make(step.config, step.plan)
+			if err != nil {
+				t.Fatalf("%s: %v", step.what, err)
+			}
+			fresh, err := new(mcp.Maker).Make(step.config, step.plan)
+			if err != nil {
+				t.Fatalf("%s: %v", step.what, err)
+			}
+			for _, typeURL := range mcp.Types() {
+				if got.Snapshot.Version(typeURL) != fresh.Snapshot.Version(typeURL) {
+					t.Errorf("%s, %s: %s is another than made anew", form, step.what, typeURL)
+				}
+			}
+			if d := cmp.Diff(fresh.Items, got.Items); d != "" {
+				t.Errorf("%s, %s: -anew +kept\n%s", form, step.what, d)
+			}
+			now := contents(got.Snapshot)
+			made := map[string]bool{}
+			for id, content := range now {
+				if last[id] != content {
+					_, name, _ := strings.Cut(id, "-ingress/") // periscope-a-plugin
+					made[strings.Split(name, "-")[1]] = true
+				}
+			}
+			if s := strings.Join(slices.Sorted(maps.Keys(made)), ""); s != step.made {
+				t.Errorf("%s, %s: made anew: %q, want %q", form, step.what, s, step.made)
+			}
+			last = now
+		}
+	}
+}
+
+// One that can't be supplied costs the others nothing.
+func TestMakerAfterFault(t *testing.T) {
+	var m mcp.Maker
+	first, err := m.Make(config(""), plan("a", "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := plan("a", "b")
+	bad.Gateways[0].Endpoints = []mirror.Endpoint{{Host: "a_b", Port: 1}}
+	if _, err := m.Make(config(""), bad); err == nil {
+		t.Fatal("a node without an address is served")
+	}
+	again, err := m.Make(config(""), plan("a", "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := contents(first.Snapshot), contents(again.Snapshot)
+	for id := range is {
+		if kept := was[id] == is[id]; kept != strings.Contains(id, "periscope-b") {
+			t.Errorf("%s: kept %v", id, kept)
+		}
 	}
 }
 

@@ -31,22 +31,31 @@ type Metadata struct {
 // Objects makes the resources of Snapshot as objects for those who apply them
 // themselves; its errors are Snapshot's.
 func Objects(c Config, plan mirror.Plan) ([]Object, error) {
-	list, err := build(c, plan)
+	b := newBuilder(c)
+	out := []Object{}
+	err := b.each(plan, func(g mirror.GatewayPlan) ([]string, error) {
+		list, err := b.gateway(g)
+		if err != nil {
+			return nil, err
+		}
+		var ids []string
+		for _, r := range list {
+			spec, err := r.fields()
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", r.id(), err)
+			}
+			ids = append(ids, r.id())
+			out = append(out, Object{
+				APIVersion: r.kind.apiVersion(),
+				Kind:       r.kind.name,
+				Metadata:   Metadata{Name: r.name, Namespace: r.namespace, Labels: labels(), Annotations: r.annotations},
+				Spec:       spec,
+			})
+		}
+		return ids, nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	out := make([]Object, 0, len(list))
-	for _, r := range list {
-		spec, err := r.fields()
-		if err != nil {
-			return nil, fmt.Errorf("istio resources: %s %s/%s: %w", r.kind.name, r.namespace, r.name, err)
-		}
-		out = append(out, Object{
-			APIVersion: r.kind.apiVersion(),
-			Kind:       r.kind.name,
-			Metadata:   Metadata{Name: r.name, Namespace: r.namespace, Labels: labels(), Annotations: r.annotations},
-			Spec:       spec,
-		})
 	}
 	return out, nil
 }

@@ -28,13 +28,14 @@ const (
 // backend is a server under test.
 type backend interface {
 	register(grpc.ServiceRegistrar)
-	// setGateway makes a gateway's snapshot and sets it.
-	setGateway(i int, messages map[string][]xds.Message) error
+	// setGateway makes a gateway's snapshot, of what all have and its settings,
+	// and sets it.
+	setGateway(i int, settings xds.Message) error
 	// setMesh makes the snapshot of all istiods and sets it.
 	setMesh(revisions []int) error
 }
 
-func newBackend(name string, clients int) (backend, error) {
+func newBackend(name string, clients int, fixed map[string][]xds.Message) (backend, error) {
 	switch name {
 	case ours:
 		s, err := xds.New(xds.Config{
@@ -43,22 +44,30 @@ func newBackend(name string, clients int) (backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		return periscope{s}, nil
+		base, err := xds.NewSnapshot(fixed)
+		if err != nil {
+			return nil, err
+		}
+		return &periscope{server: s, base: base}, nil
 	case peer:
 		c := cache.NewSnapshotCache(true, byID{}, nil)
-		return &controlPlane{cache: c, delta: delta.NewServer(context.Background(), c, nil)}, nil
+		return &controlPlane{cache: c, delta: delta.NewServer(context.Background(), c, nil), fixed: fixed}, nil
 	default:
 		return nil, fmt.Errorf("no server is called %q", name)
 	}
 }
 
-// periscope is package xds.
-type periscope struct{ server *xds.Server }
+// periscope is package xds, with snapshots as xds/gateway and xds/mcp make them.
+type periscope struct {
+	server *xds.Server
+	base   *xds.Snapshot
+	maker  mcp.Maker
+}
 
-func (p periscope) register(r grpc.ServiceRegistrar) { p.server.Register(r) }
+func (p *periscope) register(r grpc.ServiceRegistrar) { p.server.Register(r) }
 
-func (p periscope) setGateway(i int, messages map[string][]xds.Message) error {
-	s, err := xds.NewSnapshot(messages)
+func (p *periscope) setGateway(i int, settings xds.Message) error {
+	s, err := p.base.With(resource.ExtensionConfigType, settings)
 	if err != nil {
 		return err
 	}
@@ -66,12 +75,12 @@ func (p periscope) setGateway(i int, messages map[string][]xds.Message) error {
 	return nil
 }
 
-func (p periscope) setMesh(revisions []int) error {
-	s, err := meshSnapshot(revisions)
+func (p *periscope) setMesh(revisions []int) error {
+	s, err := p.maker.Make(meshConfig(), meshPlan(revisions))
 	if err != nil {
 		return err
 	}
-	p.server.SetSnapshot(mcp.Key(""), s)
+	p.server.SetSnapshot(mcp.Key(""), s.Snapshot)
 	return nil
 }
 
@@ -81,6 +90,7 @@ type controlPlane struct {
 
 	cache    cache.SnapshotCache
 	delta    delta.Server
+	fixed    map[string][]xds.Message
 	versions int
 }
 
@@ -98,13 +108,14 @@ func (c *controlPlane) DeltaAggregatedResources(stream discovery.AggregatedDisco
 	return c.delta.DeltaStreamHandler(stream, resource.AnyType)
 }
 
-func (c *controlPlane) setGateway(i int, messages map[string][]xds.Message) error {
-	resources := make(map[string][]types.Resource, len(messages))
-	for typeURL, list := range messages {
+func (c *controlPlane) setGateway(i int, settings xds.Message) error {
+	resources := make(map[string][]types.Resource, len(c.fixed))
+	for typeURL, list := range c.fixed {
 		for _, m := range list {
 			resources[typeURL] = append(resources[typeURL], m.Message)
 		}
 	}
+	resources[resource.ExtensionConfigType] = append(resources[resource.ExtensionConfigType], settings.Message)
 	c.versions++
 	s, err := cache.NewSnapshot(strconv.Itoa(c.versions), resources)
 	if err != nil {

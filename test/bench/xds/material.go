@@ -2,11 +2,8 @@ package main
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/periscope-mesh/periscope/mirror"
@@ -74,28 +71,29 @@ func newMaterial() (*material, error) {
 	return m, nil
 }
 
-// messages are all that the i-th gateway is served.
-func (m *material) messages(i, revision int) (map[string][]xds.Message, error) {
+// settingsMessage is the one resource that is a gateway's own.
+func settingsMessage(i, revision int) (xds.Message, error) {
 	s, err := gateway.SettingsExtension(settings(gatewayID(i).ID(), revision).Encode())
 	if err != nil {
-		return nil, err
+		return xds.Message{}, err
 	}
-	out := maps.Clone(m.fixed)
-	const t = resource.ExtensionConfigType
-	out[t] = append(slices.Clone(m.fixed[t]), xds.Message{Name: gateway.SettingsFilter, Message: s})
-	return out, nil
+	return xds.Message{Name: gateway.SettingsFilter, Message: s}, nil
 }
 
-// meshSnapshot is what istiods are served; revisions are those of its gateways'
-// settings.
-func meshSnapshot(revisions []int) (*xds.Snapshot, error) {
+// meshPlan is what istiods are served the resources of; revisions are those of
+// its gateways' settings.
+func meshPlan(revisions []int) mirror.Plan {
 	plan := mirror.Plan{Gateways: make([]mirror.GatewayPlan, len(revisions))}
 	for i, revision := range revisions {
 		g := gatewayID(i)
 		g.Selector = map[string]string{"istio": g.Name}
 		plan.Gateways[i] = mirror.GatewayPlan{Gateway: g, Policy: "bench/default", Settings: settings(g.ID(), revision), Endpoints: nodeEndpoints()}
 	}
-	return mcp.Snapshot(mcp.Config{Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}, plan)
+	return plan
+}
+
+func meshConfig() mcp.Config {
+	return mcp.Config{Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}
 }
 
 // gatewayNode is how the i-th gateway introduces itself.

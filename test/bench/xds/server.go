@@ -65,7 +65,6 @@ type serverConfig struct {
 type served struct {
 	config    serverConfig
 	backend   backend
-	material  *material
 	tally     *tally
 	revisions []int // of each gateway's settings
 	turn      int
@@ -81,10 +80,11 @@ func serve(config string, in io.Reader, out io.Writer) (err error) {
 	if c.Mesh {
 		s.revisions = make([]int, meshGateways)
 	}
-	if s.backend, err = newBackend(c.Name, c.Clients); err != nil {
+	material, err := newMaterial()
+	if err != nil {
 		return err
 	}
-	if s.material, err = newMaterial(); err != nil {
+	if s.backend, err = newBackend(c.Name, c.Clients, material.fixed); err != nil {
 		return err
 	}
 	if c.Profile != "" {
@@ -176,11 +176,11 @@ func (s *served) publish() error {
 }
 
 func (s *served) set(i int) error {
-	messages, err := s.material.messages(i, s.revisions[i])
+	settings, err := settingsMessage(i, s.revisions[i])
 	if err != nil {
 		return err
 	}
-	return s.backend.setGateway(i, messages)
+	return s.backend.setGateway(i, settings)
 }
 
 // edits makes edits one after the other.

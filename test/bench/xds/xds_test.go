@@ -22,6 +22,7 @@ import (
 	"github.com/periscope-mesh/periscope/test/bench/result"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/gateway"
+	"github.com/periscope-mesh/periscope/xds/mcp"
 )
 
 var update = flag.Bool("update", false, "write goldens")
@@ -73,14 +74,14 @@ func TestOnlyOursServesIstiods(t *testing.T) {
 	if got := (stage{mesh: true}).servers(); !slices.Equal(got, []string{ours}) {
 		t.Errorf("got %v", got)
 	}
-	b, err := newBackend(peer, 1)
+	b, err := newBackend(peer, 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := b.setMesh(nil); err == nil {
 		t.Error("the peer takes a mesh")
 	}
-	if _, err := newBackend("other", 1); err == nil {
+	if _, err := newBackend("other", 1, nil); err == nil {
 		t.Error("a server that doesn't exist is made")
 	}
 }
@@ -168,12 +169,16 @@ func TestMaterial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	base, err := xds.NewSnapshot(m.fixed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	snapshot := func(i, revision int) *xds.Snapshot {
-		messages, err := m.messages(i, revision)
+		settings, err := settingsMessage(i, revision)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := xds.NewSnapshot(messages)
+		s, err := base.With(resource.ExtensionConfigType, settings)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,11 +204,11 @@ func TestMaterial(t *testing.T) {
 }
 
 func TestMeshSnapshot(t *testing.T) {
-	a, err := meshSnapshot([]int{0, 0})
+	a, err := mcp.Snapshot(meshConfig(), meshPlan([]int{0, 0}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := meshSnapshot([]int{0, 1})
+	b, err := mcp.Snapshot(meshConfig(), meshPlan([]int{0, 1}))
 	if err != nil {
 		t.Fatal(err)
 	}

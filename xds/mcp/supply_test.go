@@ -11,26 +11,22 @@ import (
 	"github.com/periscope-mesh/periscope/policy"
 )
 
-// The inventory has what the snapshot has, with its versions.
-func TestInventory(t *testing.T) {
+// The items are what the snapshot holds, with its versions.
+func TestItems(t *testing.T) {
 	g := mirror.Gateway{Namespace: "ingress", Name: "public", Selector: map[string]string{"istio": "public"}}
 	plan := mirror.Compile([]policy.MirrorPolicy{{Kind: policy.Kind, Metadata: policy.Metadata{Namespace: "ingress", Name: "p"}, Spec: policy.Default().Spec}},
 		mirror.Topology{Gateways: []mirror.Gateway{g}, Nodes: []mirror.NodeService{{StandIn: true, Endpoints: []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}}}})
 	config := Config{Plugin: Plugin{Source: "-- plugin"}}
-	inventory, err := Inventory(config, plan)
+	supply, err := new(Maker).Make(config, plan)
 	if err != nil {
 		t.Fatal(err)
 	}
-	items := inventory["ingress/public"]
-	if len(items) != 2 || len(inventory) != 1 {
-		t.Fatalf("inventory %+v", inventory)
-	}
-	s, err := Snapshot(config, plan)
-	if err != nil {
-		t.Fatal(err)
+	items := supply.Items["ingress/public"]
+	if len(items) != 2 || len(supply.Items) != 1 {
+		t.Fatalf("items %+v", supply.Items)
 	}
 	served := map[string]string{}
-	for _, r := range s.Resources("networking.istio.io/v1alpha3/EnvoyFilter") {
+	for _, r := range supply.Snapshot.Resources("networking.istio.io/v1alpha3/EnvoyFilter") {
 		m := new(mcpv1alpha1.Resource)
 		if err := r.Any.UnmarshalTo(m); err != nil {
 			t.Fatal(err)
