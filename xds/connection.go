@@ -42,7 +42,8 @@ type Connection struct {
 }
 
 // connection is one stream. It is the cache and the callbacks of the stream's
-// own handler. All fields but node are under the server's mutex.
+// own handler. All fields but the first three groups are under the server's
+// mutex.
 type connection struct {
 	server      *Server
 	protocol    string
@@ -51,6 +52,10 @@ type connection struct {
 	connectedAt time.Time
 
 	node *core.Node // identity by the first message; of the stream's goroutine only
+
+	// Of the goroutine that reads the stream only.
+	requests bucket
+	flooded  bool // logged
 
 	id, cluster, version string
 	key                  string

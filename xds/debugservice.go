@@ -53,41 +53,17 @@ type debugService struct {
 	slots  chan struct{}
 
 	mu     sync.Mutex
-	tokens float64
-	filled time.Time
+	bucket bucket // that all callers share
 }
 
 func newDebugService(source DebugSource) *debugService {
-	return &debugService{source: source, slots: make(chan struct{}, debugAtOnce), tokens: debugBurst}
+	return &debugService{source: source, slots: make(chan struct{}, debugAtOnce), bucket: newBucket(debugBurst, debugPerSecond)}
 }
 
-// allow takes a token of the bucket that all callers share.
 func (d *debugService) allow(now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.filled.IsZero() {
-		d.tokens = min(debugBurst, d.tokens+debugPerSecond*now.Sub(d.filled).Seconds())
-	}
-	d.filled = now
-	if d.tokens < 1 {
-		return false
-	}
-	d.tokens--
-	return true
-}
-
-// replayed is a stream whose first request has been looked at.
-type replayed struct {
-	debugStream
-	first *discovery.DiscoveryRequest
-}
-
-func (r *replayed) Recv() (*discovery.DiscoveryRequest, error) {
-	if first := r.first; first != nil {
-		r.first = nil
-		return first, nil
-	}
-	return r.debugStream.Recv()
+	return d.bucket.take(now) == 0
 }
 
 // serveDebug answers istioctl's requests, one after the other. A stream on which

@@ -22,6 +22,7 @@ type metrics struct {
 	nacks       *prometheus.CounterVec
 	ack         *prometheus.HistogramVec
 	refused     *prometheus.CounterVec
+	late        prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -47,8 +48,12 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "periscope_xds_refused_total",
 			Help: "xDS clients that were refused, or held without answer for want of an identity, by reason.",
 		}, []string{"reason"}),
+		late: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "periscope_xds_late_requests_total",
+			Help: "xDS requests that were read late, as their client sent too many.",
+		}),
 	}
-	for _, c := range []prometheus.Collector{m.connections, m.pushes, m.nacks, m.ack, m.refused} {
+	for _, c := range []prometheus.Collector{m.connections, m.pushes, m.nacks, m.ack, m.refused, m.late} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

@@ -30,7 +30,8 @@ const (
 	protocolDelta = "delta"
 
 	maxRecvBytes     = 4 << 20
-	maxGRPCStreams   = 100 // a client's TCP connection; xDS needs one
+	maxGRPCStreams   = 100      // a client's TCP connection; xDS needs one
+	windowBytes      = 64 << 10 // of a stream, that wait to be read; gRPC's own choice may grow to 16 MiB
 	maxLoggedClients = 256
 
 	defaultMaxConnections = 1000
@@ -51,8 +52,10 @@ type Config struct {
 // Server is the aggregated discovery service.
 //
 // Each stream has at most one unsent response a type, and gets the next only
-// when it has replied to the last: what is set meanwhile is merged. So memory
-// is bounded by the number of streams and the size of the snapshots.
+// when it has replied to the last: what is set meanwhile is merged. Requests
+// that come too fast wait in the client. So memory is bounded by the number of
+// streams and the size of the snapshots, and a client that asks too much or
+// reads nothing is its own loss.
 type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 
@@ -69,6 +72,7 @@ type Server struct {
 	connections map[uint64]*connection // by serial number
 	opened      uint64
 	logged      map[string]struct{} // clients without identity that were logged
+	floodLogs   bucket
 }
 
 // keyState is a snapshot and who waits for its next.
@@ -98,6 +102,7 @@ func New(c Config) (*Server, error) {
 		keys:        map[string]*keyState{},
 		connections: map[uint64]*connection{},
 		logged:      map[string]struct{}{},
+		floodLogs:   newBucket(floodLogBurst, floodLogPerSecond),
 	}, nil
 }
 
@@ -112,6 +117,8 @@ func NewGRPCServer(extra ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.MaxRecvMsgSize(maxRecvBytes),
 		grpc.MaxConcurrentStreams(maxGRPCStreams),
+		grpc.StaticStreamWindowSize(windowBytes),
+		grpc.StaticConnWindowSize(maxGRPCStreams * windowBytes),
 		grpc.ConnectionTimeout(10 * time.Second),
 	}, extra...)...)
 }
@@ -177,7 +184,7 @@ func (s *Server) StreamAggregatedResources(stream discovery.AggregatedDiscoveryS
 	case isDebug(first.GetTypeUrl()):
 		return s.serveDebug(c, stream, first)
 	}
-	return sotw.NewServer(stream.Context(), c, c).StreamHandler(&replayed{stream, first}, "")
+	return sotw.NewServer(stream.Context(), c, c).StreamHandler(&pacedSotW{stream, c, first}, "")
 }
 
 // DeltaAggregatedResources serves the incremental protocol.
@@ -187,11 +194,12 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		return err
 	}
 	defer s.close(c)
-	return delta.NewServer(stream.Context(), c, c).DeltaStreamHandler(stream, "")
+	return delta.NewServer(stream.Context(), c, c).DeltaStreamHandler(&pacedDelta{stream, c}, "")
 }
 
 func (s *Server) open(ctx context.Context, protocol string) (*connection, error) {
-	c := &connection{server: s, protocol: protocol, connectedAt: time.Now(), types: map[string]*tracker{}}
+	c := &connection{server: s, protocol: protocol, connectedAt: time.Now(), types: map[string]*tracker{},
+		requests: newBucket(requestBurst, requestPerSecond)}
 	if p, ok := peer.FromContext(ctx); ok {
 		c.address = p.Addr.String()
 	}

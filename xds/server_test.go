@@ -530,6 +530,7 @@ func TestMetrics(t *testing.T) {
 	got := gather(t, f)
 	delete(got, "periscope_xds_pushes_total{type=other}") // depends on quiet's probe
 	want := map[string]float64{
+		"periscope_xds_late_requests_total{}":             0,
 		"periscope_xds_connections{protocol=delta}":       0,
 		"periscope_xds_connections{protocol=sotw}":        1,
 		"periscope_xds_pushes_total{type=lds}":            1,
