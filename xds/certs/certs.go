@@ -1,11 +1,13 @@
-// Package certs gives a server its TLS certificate from files, and follows the
-// files when they change, without a restart.
+// Package certs gives an end of a TLS connection its certificate and the
+// authorities that it trusts from files, and follows the files when they
+// change, without a restart.
 //
-// It never serves without a certificate, and never gives a good one up for a
-// broken one: then the last good one stays, and the fault is logged once. It
-// never makes, sends or logs a private key.
+// It never serves without a certificate, never trusts without authorities, and
+// never gives good files up for broken ones: then the last good ones stay in
+// use, and the fault is logged once. It never makes, sends or logs a private
+// key.
 //
-// Any server of ours may import it; it imports nothing of ours.
+// Any server or client of ours may import it; it imports nothing of ours.
 package certs
 
 import (
@@ -42,34 +44,23 @@ type Config struct {
 
 // Certificates are a server's, as its files have them now. Its methods may be
 // called from several goroutines.
-type Certificates struct {
-	config  Config
-	current atomic.Pointer[tls.Config]
-	// Of Run's goroutine, once it runs.
-	seen   [sha256.Size]byte // content that was looked at last, good or bad
-	faulty string            // the fault that was logged last
-}
+type Certificates struct{ follower }
 
 // New loads the files for the first time, when a fault is an error.
 func New(c Config) (*Certificates, error) {
-	if c.Logger == nil {
-		return nil, errors.New("load TLS certificates: a logger is needed")
-	}
 	if c.CertFile == "" || c.KeyFile == "" {
 		return nil, errors.New("load TLS certificates: a certificate file and a key file are needed, both")
 	}
-	s := &Certificates{config: c}
-	s.config.Logger = c.Logger.With("component", "certs")
-	files, err := s.read()
-	if err != nil {
-		return nil, fmt.Errorf("load TLS certificates: %w", err)
+	s := &Certificates{follower{certFile: c.CertFile, keyFile: c.KeyFile, caFile: c.ClientCAFile, logger: c.Logger}}
+	s.adapt = func(t *tls.Config, authorities *x509.CertPool) {
+		t.NextProtos = []string{"h2"}
+		if authorities != nil {
+			t.ClientCAs, t.ClientAuth = authorities, tls.VerifyClientCertIfGiven
+		}
 	}
-	t, err := parse(files)
-	if err != nil {
-		return nil, fmt.Errorf("load TLS certificates: %w", err)
+	if err := s.load(); err != nil {
+		return nil, err
 	}
-	s.seen = files.digest()
-	s.current.Store(t)
 	return s, nil
 }
 
@@ -84,8 +75,38 @@ func (s *Certificates) ServerConfig() *tls.Config {
 	}
 }
 
+// follower keeps what follows from the files.
+type follower struct {
+	certFile, keyFile, caFile string // any of them may be empty
+	adapt                     func(*tls.Config, *x509.CertPool)
+	logger                    *slog.Logger
+	current                   atomic.Pointer[tls.Config]
+	// Of Run's goroutine, once it runs.
+	seen   [sha256.Size]byte // content that was looked at last, good or bad
+	faulty string            // the fault that was logged last
+}
+
+// load reads the files for the first time.
+func (f *follower) load() error {
+	if f.logger == nil {
+		return errors.New("load TLS certificates: a logger is needed")
+	}
+	f.logger = f.logger.With("component", "certs")
+	files, err := f.read()
+	if err != nil {
+		return fmt.Errorf("load TLS certificates: %w", err)
+	}
+	t, err := f.parse(files)
+	if err != nil {
+		return fmt.Errorf("load TLS certificates: %w", err)
+	}
+	f.seen = files.digest()
+	f.current.Store(t)
+	return nil
+}
+
 // Run follows the files until ctx ends. Call it once.
-func (s *Certificates) Run(ctx context.Context) {
+func (f *follower) Run(ctx context.Context) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
@@ -93,54 +114,62 @@ func (s *Certificates) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			s.reload()
+			f.reload()
 		}
 	}
 }
 
 // reload looks at content, not at times: files that are links to links, as
 // Kubernetes mounts secrets, have misleading ones.
-func (s *Certificates) reload() {
-	files, err := s.read()
+func (f *follower) reload() {
+	files, err := f.read()
 	if err == nil {
 		digest := files.digest()
-		if digest == s.seen {
+		if digest == f.seen {
 			return
 		}
-		s.seen = digest
+		f.seen = digest
 		var t *tls.Config
-		if t, err = parse(files); err == nil {
-			s.current.Store(t)
-			s.faulty = ""
-			s.config.Logger.Info("TLS certificate reloaded", "file", s.config.CertFile, "not_after", t.Certificates[0].Leaf.NotAfter)
+		if t, err = f.parse(files); err == nil {
+			f.current.Store(t)
+			f.faulty = ""
+			f.logReload(t)
 			return
 		}
 	} else {
-		s.seen = [sha256.Size]byte{} // should the same files come back, that is news
+		f.seen = [sha256.Size]byte{} // should the same files come back, that is news
 	}
-	if err.Error() != s.faulty {
-		s.faulty = err.Error()
-		s.config.Logger.Error("TLS certificate not reloaded; the one before stays in use", "error", err)
+	if err.Error() != f.faulty {
+		f.faulty = err.Error()
+		f.logger.Error("TLS certificate not reloaded; the one before stays in use", "error", err)
 	}
 }
 
-// pemFiles is the files' content.
-type pemFiles struct{ cert, key, clientCA []byte }
+func (f *follower) logReload(t *tls.Config) {
+	if len(t.Certificates) == 0 { // a client that has none
+		f.logger.Info("TLS authorities reloaded", "file", f.caFile)
+		return
+	}
+	f.logger.Info("TLS certificate reloaded", "file", f.certFile, "not_after", t.Certificates[0].Leaf.NotAfter)
+}
 
-func (f pemFiles) digest() [sha256.Size]byte {
+// pemFiles is the files' content.
+type pemFiles struct{ cert, key, ca []byte }
+
+func (p pemFiles) digest() [sha256.Size]byte {
 	h := sha256.New()
-	for _, part := range [][]byte{f.cert, f.key, f.clientCA} {
+	for _, part := range [][]byte{p.cert, p.key, p.ca} {
 		fmt.Fprintf(h, "%d:", len(part))
 		h.Write(part)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-func (s *Certificates) read() (f pemFiles, err error) {
+func (f *follower) read() (p pemFiles, err error) {
 	for _, file := range []struct {
 		path string
 		into *[]byte
-	}{{s.config.CertFile, &f.cert}, {s.config.KeyFile, &f.key}, {s.config.ClientCAFile, &f.clientCA}} {
+	}{{f.certFile, &p.cert}, {f.keyFile, &p.key}, {f.caFile, &p.ca}} {
 		if file.path == "" {
 			continue
 		}
@@ -148,7 +177,7 @@ func (s *Certificates) read() (f pemFiles, err error) {
 			return pemFiles{}, err
 		}
 	}
-	return f, nil
+	return p, nil
 }
 
 func readFile(path string) ([]byte, error) {
@@ -167,25 +196,26 @@ func readFile(path string) ([]byte, error) {
 	return raw, nil
 }
 
-func parse(f pemFiles) (*tls.Config, error) {
-	pair, err := tls.X509KeyPair(f.cert, f.key)
-	if err != nil {
-		return nil, fmt.Errorf("certificate and key: %w", err)
-	}
+func (f *follower) parse(p pemFiles) (*tls.Config, error) {
 	t := &tls.Config{
-		Certificates: []tls.Certificate{pair},
-		MinVersion:   tls.VersionTLS12, // Envoy's default maximum as a client
-		NextProtos:   []string{"h2"},
-
+		MinVersion:             tls.VersionTLS12, // Envoy's default maximum as a client
 		SessionTicketsDisabled: true,
 	}
-	if f.clientCA == nil {
-		return t, nil
+	if f.certFile != "" {
+		pair, err := tls.X509KeyPair(p.cert, p.key)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %s and key %s: %w", f.certFile, f.keyFile, err)
+		}
+		t.Certificates = []tls.Certificate{pair}
 	}
-	if t.ClientCAs, err = parsePool(f.clientCA); err != nil {
-		return nil, fmt.Errorf("client authorities: %w", err)
+	var authorities *x509.CertPool
+	if f.caFile != "" {
+		var err error
+		if authorities, err = parsePool(p.ca); err != nil {
+			return nil, fmt.Errorf("authorities in %s: %w", f.caFile, err)
+		}
 	}
-	t.ClientAuth = tls.VerifyClientCertIfGiven
+	f.adapt(t, authorities)
 	return t, nil
 }
 

@@ -272,6 +272,151 @@ func TestNewFaults(t *testing.T) {
 	}
 }
 
+// dial tells which certificate a server on loopback saw of a client; nil: none.
+func dial(t *testing.T, c *Client, address string, server *tls.Config) (*x509.Certificate, error) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // net.Pipe has no room for an alert
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	shown := make(chan []*x509.Certificate, 1)
+	go func() {
+		var certs []*x509.Certificate
+		defer func() { shown <- certs }()
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		s := tls.Server(conn, server)
+		if s.Handshake() == nil {
+			certs = s.ConnectionState().PeerCertificates
+		}
+	}()
+	raw, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	_, _, err = c.Credentials().Clone().ClientHandshake(t.Context(), address, raw)
+	if certs := <-shown; err == nil && len(certs) > 0 {
+		return certs[0], nil
+	}
+	return nil, err
+}
+
+func TestClient(t *testing.T) {
+	f := newFiles(t)
+	server, serverKey := issue(t, "server")
+	pair, err := tls.X509KeyPair(server, serverKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert}
+	cert, key := issue(t, "one")
+	f.write("crt", cert)
+	f.write("key", key)
+	f.write("ca", server)
+	c, err := NewClient(f.clientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	shows := func(want string) {
+		t.Helper()
+		if shown, err := dial(t, c, "127.0.0.1:1", config); err != nil || shown.Subject.CommonName != want {
+			t.Errorf("shown %v (%v), want %q", shown, err, want)
+		}
+	}
+	shows("one")
+	if _, err := dial(t, c, "127.0.0.2:1", config); err == nil || !strings.Contains(err.Error(), "--authorities "+f.config().ClientCAFile) || !strings.Contains(err.Error(), "127.0.0.2") {
+		t.Errorf("by another address: %v", err)
+	}
+	// New files are used with the next connection, half a change is not.
+	cert, key = issue(t, "two")
+	f.write("crt", cert)
+	c.reload()
+	shows("one")
+	f.write("key", key)
+	c.reload()
+	shows("two")
+	other, _ := issue(t, "another authority")
+	f.write("ca", other)
+	c.reload()
+	if _, err := dial(t, c, "127.0.0.1:1", config); err == nil || !strings.Contains(err.Error(), "verify the server's certificate with --authorities "+f.config().ClientCAFile) {
+		t.Errorf("by another authority: %v", err)
+	}
+	f.write("ca", nil)
+	c.reload()
+	if _, err := dial(t, c, "127.0.0.1:1", config); err == nil {
+		t.Error("without authorities, all are trusted")
+	}
+	if n := f.log.count("not reloaded"); n != 2 {
+		t.Errorf("faults are logged %d times", n)
+	}
+}
+
+// TestClientName: the name that was asked for counts, not the address, and
+// authorities are followed where there is no certificate.
+func TestClientName(t *testing.T) {
+	f := newFiles(t)
+	server, serverKey := issue(t, "server")
+	pair, err := tls.X509KeyPair(server, serverKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert}
+	other, _ := issue(t, "another authority")
+	f.write("ca", other)
+	cc := f.clientConfig()
+	cc.CertFile, cc.KeyFile, cc.ServerName = "", "", "127.0.0.1"
+	c, err := NewClient(cc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write("ca", server)
+	c.reload()
+	if shown, err := dial(t, c, "control.example:1", config); err != nil || shown != nil {
+		t.Errorf("shown %v, %v", shown, err)
+	}
+	if f.log.count("authorities reloaded") != 1 {
+		t.Error("the reload is not logged")
+	}
+}
+
+func (f *files) clientConfig() ClientConfig {
+	c := f.config()
+	return ClientConfig{CAFile: c.ClientCAFile, CertFile: c.CertFile, KeyFile: c.KeyFile, CAFlag: "--authorities", Logger: c.Logger}
+}
+
+func TestNewClientFaults(t *testing.T) {
+	f := newFiles(t)
+	cert, key := issue(t, "one")
+	f.write("crt", cert)
+	f.write("key", key)
+	f.write("ca", cert)
+	for name, tt := range map[string]struct {
+		change func(*ClientConfig)
+		want   string
+	}{
+		"no logger":         {func(c *ClientConfig) { c.Logger = nil }, "logger"},
+		"no authorities":    {func(c *ClientConfig) { c.CAFile = "" }, "authorities"},
+		"no key":            {func(c *ClientConfig) { c.KeyFile = "" }, "both or neither"},
+		"no certificate":    {func(c *ClientConfig) { c.CertFile = "" }, "both or neither"},
+		"a missing file":    {func(c *ClientConfig) { c.CAFile += "x" }, "no such file"},
+		"a key as that":     {func(c *ClientConfig) { c.CAFile = c.KeyFile }, "authorities in " + filepath.Join(f.dir, "key")},
+		"keys in the wrong": {func(c *ClientConfig) { c.CertFile, c.KeyFile = c.KeyFile, c.CertFile }, "certificate " + filepath.Join(f.dir, "key")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := f.clientConfig()
+			tt.change(&c)
+			if _, err := NewClient(c); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 func FuzzParsePool(f *testing.F) {
 	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"))
 	f.Add([]byte(""))
