@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -50,6 +51,7 @@ type connection struct {
 	address     string
 	serial      uint64
 	connectedAt time.Time
+	certified   bool // it showed a certificate that was verified
 
 	node *core.Node // identity by the first message; of the stream's goroutine only
 
@@ -85,10 +87,11 @@ func (w *watch) try(s *Snapshot) bool {
 }
 
 // identify fixes the client's identity by its first message: a client sends it
-// only then, and a later one could only be a pretence.
-func (c *connection) identify(n *core.Node) *core.Node {
+// only then, and a later one could only be a pretence. Its error ends the
+// stream.
+func (c *connection) identify(n *core.Node) (*core.Node, error) {
 	if c.node != nil {
-		return c.node
+		return c.node, nil
 	}
 	if n == nil {
 		n = &core.Node{}
@@ -97,13 +100,20 @@ func (c *connection) identify(n *core.Node) *core.Node {
 	n.Extensions, n.ClientFeatures = nil, nil
 	c.node = n
 	key, err := c.server.sel(n)
-	if err == nil && (key == "" || len(key) > maxKeyBytes) {
+	switch {
+	case err == nil && (key == "" || len(key) > maxKeyBytes):
 		err = fmt.Errorf("no snapshot key of 1 to %d bytes follows from the node", maxKeyBytes)
+	case err == nil && !c.certified && c.server.certified(key):
+		err = errNoCertificate
 	}
 	c.server.identified(c, key, err)
-	return n
+	if errors.Is(err, errNoCertificate) {
+		return n, err
+	}
+	return n, nil
 }
 
+// identified notes who the client is, or why it gets no answer.
 func (s *Server) identified(c *connection, key string, err error) {
 	s.mu.Lock()
 	c.id = clip(c.node.GetId(), maxNodeBytes)
@@ -114,8 +124,12 @@ func (s *Server) identified(c *connection, key string, err error) {
 		s.mu.Unlock()
 		return
 	}
+	message, reason := "xds client held without answer", refusedIdentity
+	if errors.Is(err, errNoCertificate) {
+		message, reason = "xds client refused", refusedCertificate
+	}
 	c.held = clip(err.Error(), maxErrorBytes)
-	s.metrics.refused.WithLabelValues(refusedIdentity).Inc()
+	s.metrics.refused.WithLabelValues(reason).Inc()
 	_, known := s.logged[c.id]
 	log := !known && len(s.logged) < maxLoggedClients
 	if log {
@@ -124,7 +138,7 @@ func (s *Server) identified(c *connection, key string, err error) {
 	id, held := c.id, c.held
 	s.mu.Unlock()
 	if log {
-		s.logger.Warn("xds client held without answer", "node", id, "address", c.address, "reason", held)
+		s.logger.Warn(message, "node", id, "address", c.address, "reason", held)
 	}
 }
 
@@ -364,7 +378,10 @@ func (c *connection) OnStreamOpen(context.Context, int64, string) error { return
 func (c *connection) OnStreamClosed(int64, *core.Node) {}
 
 func (c *connection) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error {
-	r.Node = c.identify(r.GetNode())
+	var err error
+	if r.Node, err = c.identify(r.GetNode()); err != nil {
+		return err
+	}
 	if err := c.request(r.GetTypeUrl(), r.GetResponseNonce(), r.GetErrorDetail(), r.GetResourceNames()); err != nil {
 		return err
 	}
@@ -383,7 +400,10 @@ func (c *connection) OnDeltaStreamOpen(context.Context, int64, string) error { r
 func (c *connection) OnDeltaStreamClosed(int64, *core.Node) {}
 
 func (c *connection) OnStreamDeltaRequest(_ int64, r *discovery.DeltaDiscoveryRequest) error {
-	r.Node = c.identify(r.GetNode())
+	var err error
+	if r.Node, err = c.identify(r.GetNode()); err != nil {
+		return err
+	}
 	initial := slices.Collect(maps.Keys(r.GetInitialResourceVersions()))
 	if err := c.request(r.GetTypeUrl(), r.GetResponseNonce(), r.GetErrorDetail(), r.GetResourceNamesSubscribe(), r.GetResourceNamesUnsubscribe(), initial); err != nil {
 		return err

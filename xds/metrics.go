@@ -10,6 +10,7 @@ import (
 // Reasons for which a client is refused or held: a closed set.
 const (
 	refusedIdentity    = "identity"    // held: no snapshot is meant for it
+	refusedCertificate = "certificate" // what it asks for is for clients with one
 	refusedConnections = "connections" // too many streams
 	refusedNames       = "names"       // too many or too long resource names
 	refusedTypes       = "types"       // too many types on one stream
@@ -58,7 +59,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	for _, reason := range []string{refusedIdentity, refusedConnections, refusedNames, refusedTypes, refusedDebug} {
+	for _, reason := range []string{refusedIdentity, refusedCertificate, refusedConnections, refusedNames, refusedTypes, refusedDebug} {
 		m.refused.WithLabelValues(reason)
 	}
 	for _, p := range []string{protocolSotW, protocolDelta} {

@@ -37,6 +37,12 @@ const (
 	defaultMaxConnections = 1000
 )
 
+// errNoCertificate ends a stream. Unlike a client that is held, one that is
+// refused is told why, and comes back: but Envoy and our node wait longer each
+// time.
+var errNoCertificate = status.Error(codes.Unauthenticated,
+	"gateways and nodes have to show a client certificate that the control plane trusts (for ours: --control-cert and --control-key)")
+
 // Config is what New needs.
 type Config struct {
 	Logger     *slog.Logger
@@ -44,9 +50,13 @@ type Config struct {
 	// Select gives the key of the snapshot that a client is served. It is
 	// called once a stream. A client for which it fails is held without answer:
 	// were it refused, it would come back at once, again and again.
-	Select         func(*core.Node) (key string, err error) // default SelectByRole
-	MaxConnections int                                      // streams in all, default 1000; more are refused
-	Debug          DebugSource                              // answers istioctl; nil: it is refused
+	Select func(*core.Node) (key string, err error) // default SelectByRole
+	// Certified tells the keys whose snapshots are only for clients with a
+	// certificate that the server has verified. Others are refused: it is the
+	// key that is guarded, whatever a client calls itself. Default: none.
+	Certified      func(key string) bool
+	MaxConnections int         // streams in all, default 1000; more are refused
+	Debug          DebugSource // answers istioctl; nil: it is refused
 }
 
 // Server is the aggregated discovery service.
@@ -59,11 +69,12 @@ type Config struct {
 type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 
-	logger  *slog.Logger
-	sel     func(*core.Node) (string, error)
-	max     int
-	metrics *metrics
-	debug   *debugService
+	logger    *slog.Logger
+	sel       func(*core.Node) (string, error)
+	certified func(key string) bool
+	max       int
+	metrics   *metrics
+	debug     *debugService
 
 	// mu guards all below, connections' fields included. Nothing done under it
 	// waits: responses go into channels that have room.
@@ -71,7 +82,7 @@ type Server struct {
 	keys        map[string]*keyState
 	connections map[uint64]*connection // by serial number
 	opened      uint64
-	logged      map[string]struct{} // clients without identity that were logged
+	logged      map[string]struct{} // clients held or refused that were logged
 	floodLogs   bucket
 }
 
@@ -93,9 +104,13 @@ func New(c Config) (*Server, error) {
 	if c.Select == nil {
 		c.Select = SelectByRole
 	}
+	if c.Certified == nil {
+		c.Certified = func(string) bool { return false }
+	}
 	return &Server{
 		logger:      c.Logger.With("component", "xds"),
 		sel:         c.Select,
+		certified:   c.Certified,
 		max:         cmp.Or(c.MaxConnections, defaultMaxConnections),
 		metrics:     m,
 		debug:       newDebugService(c.Debug),
@@ -201,7 +216,7 @@ func (s *Server) open(ctx context.Context, protocol string) (*connection, error)
 	c := &connection{server: s, protocol: protocol, connectedAt: time.Now(), types: map[string]*tracker{},
 		requests: newBucket(requestBurst, requestPerSecond)}
 	if p, ok := peer.FromContext(ctx); ok {
-		c.address = p.Addr.String()
+		c.address, c.certified = p.Addr.String(), isVerified(p.AuthInfo)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

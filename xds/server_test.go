@@ -1,9 +1,12 @@
 package xds
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +15,8 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
@@ -337,6 +342,66 @@ func TestSelect(t *testing.T) {
 	})
 }
 
+// TestCertified: a guarded snapshot isn't for a client without a certificate,
+// which is told so; others are served as before.
+func TestCertified(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p string) {
+		f := newFixture(t, func(c *Config) { c.Certified = func(key string) bool { return key == testKey } })
+		f.server.SetSnapshot(testKey, snap(t, map[string][]string{typeLDS: {"l=1"}}))
+		f.server.SetSnapshot(GatewayKey("open/b"), snap(t, map[string][]string{typeLDS: {"o=1"}}))
+		for range 2 {
+			c := f.dial(p, gatewayNode("a/b"))
+			c.subscribe(typeLDS)
+			if m := c.next(typeLDS); status.Code(m.err) != codes.Unauthenticated || !strings.Contains(m.err.Error(), "client certificate") {
+				t.Errorf("got %+v", m)
+			}
+		}
+		open := f.dial(p, gatewayNode("open/b"))
+		open.subscribe(typeLDS)
+		open.accept(typeLDS, reply{names: "o=1"})
+		if n := f.log.count("xds client refused"); n != 1 {
+			t.Errorf("%d log lines", n)
+		}
+		if got := gather(t, f)[`periscope_xds_refused_total{reason=certificate}`]; got != 2 {
+			t.Errorf("%v counted", got)
+		}
+		if list := f.server.Connections(); len(list) != 1 || list[0].Key != GatewayKey("open/b") {
+			t.Errorf("connections: %+v", list)
+		}
+	})
+}
+
+// TestCertifiedBy: only a certificate that was verified counts.
+func TestCertifiedBy(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.Certified = func(string) bool { return true } })
+	chain := []*x509.Certificate{{}}
+	for name, tt := range map[string]struct {
+		auth credentials.AuthInfo
+		want codes.Code
+	}{
+		"plain text":       {nil, codes.Unauthenticated},
+		"no certificate":   {credentials.TLSInfo{}, codes.Unauthenticated},
+		"one not verified": {credentials.TLSInfo{State: tls.ConnectionState{PeerCertificates: chain}}, codes.Unauthenticated},
+		"one verified":     {credentials.TLSInfo{State: tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{chain}}}, codes.OK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// Loopback is no reason to trust: who is there may be a proxy.
+			ctx := peer.NewContext(t.Context(), &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, AuthInfo: tt.auth})
+			c, err := f.server.open(ctx, protocolDelta)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.server.close(c)
+			if _, err := c.identify(gatewayNode("a/b")); status.Code(err) != tt.want {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			if served := c.key != ""; served != (tt.want == codes.OK) {
+				t.Errorf("key %q", c.key)
+			}
+		})
+	}
+}
+
 func TestLimits(t *testing.T) {
 	names := make([]string, maxNames+1)
 	for i := range names {
@@ -537,6 +602,7 @@ func TestMetrics(t *testing.T) {
 		"periscope_xds_push_ack_seconds{type=lds}":        1,
 		"periscope_xds_push_ack_seconds{type=other}":      1,
 		"periscope_xds_refused_total{reason=identity}":    0,
+		"periscope_xds_refused_total{reason=certificate}": 0,
 		"periscope_xds_refused_total{reason=connections}": 0,
 		"periscope_xds_refused_total{reason=names}":       0,
 		"periscope_xds_refused_total{reason=types}":       0,
