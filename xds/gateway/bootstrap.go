@@ -13,6 +13,7 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	upstreamhttp "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -25,9 +26,10 @@ const xdsCluster = "periscope_xds"
 // BootstrapConfig is what an Envoy needs to be told before it can ask.
 type BootstrapConfig struct {
 	Gateway mirror.Gateway
-	NodeID  string // unique for each process; default "gateway~" and the gateway's id
-	XDS     string // "host:port" of the control plane, by address
-	Admin   string // "host:port" for Envoy's admin page; anyone who reaches it owns the gateway
+	NodeID  string      // unique for each process; default "gateway~" and the gateway's id
+	XDS     string      // "host:port" of the control plane, by address
+	Admin   string      // "host:port" for Envoy's admin page; anyone who reaches it owns the gateway
+	TLS     *ControlTLS // nil: the control plane is asked in plain text
 }
 
 // Bootstrap makes Envoy's bootstrap, as JSON: everything else comes by ADS, on
@@ -60,6 +62,11 @@ func newBootstrap(c BootstrapConfig) (*bootstrap.Bootstrap, error) {
 	server, err := controlCluster(control.Addr().String(), uint32(control.Port()))
 	if err != nil {
 		return nil, err
+	}
+	if c.TLS != nil {
+		if server.TransportSocket, err = c.TLS.socket(control.Addr().String()); err != nil {
+			return nil, err
+		}
 	}
 	return &bootstrap.Bootstrap{
 		Node:  &core.Node{Id: c.NodeID, Cluster: c.Gateway.ID(), Metadata: metadata},
@@ -110,8 +117,8 @@ func controlCluster(host string, port uint32) (*cluster.Cluster, error) {
 }
 
 // marshalJSON is protojson without its deliberate variations of white space.
-func marshalJSON(b *bootstrap.Bootstrap) ([]byte, error) {
-	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
+func marshalJSON(m proto.Message) ([]byte, error) {
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
 	if err != nil {
 		return nil, err
 	}

@@ -98,21 +98,32 @@ func upstreamCluster(c Config, up upstream) (*cluster.Cluster, error) {
 
 func upstreamTLS(caFile string, up upstream) (*core.TransportSocket, error) {
 	context := &tls.UpstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{}}
-	san := &tls.SubjectAltNameMatcher{
-		SanType: tls.SubjectAltNameMatcher_IP_ADDRESS,
-		Matcher: &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Exact{Exact: up.host}},
-	}
 	if !up.ip { // a server name is never an address (RFC 6066, section 3)
 		context.Sni = up.host
-		san.SanType = tls.SubjectAltNameMatcher_DNS
 	}
 	if caFile != "" {
-		context.CommonTlsContext.ValidationContextType = &tls.CommonTlsContext_ValidationContext{ValidationContext: &tls.CertificateValidationContext{
-			TrustedCa:                 &core.DataSource{Specifier: &core.DataSource_Filename{Filename: caFile}},
-			MatchTypedSubjectAltNames: []*tls.SubjectAltNameMatcher{san},
-		}}
+		context.CommonTlsContext.ValidationContextType = &tls.CommonTlsContext_ValidationContext{ValidationContext: validation(caFile, up.host, up.ip)}
 	}
 	return tlsSocket(context)
+}
+
+// validation is by the authorities in caFile, for the server's name or address.
+func validation(caFile, host string, ip bool) *tls.CertificateValidationContext {
+	san := &tls.SubjectAltNameMatcher{
+		SanType: tls.SubjectAltNameMatcher_DNS,
+		Matcher: &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Exact{Exact: host}},
+	}
+	if ip {
+		san.SanType = tls.SubjectAltNameMatcher_IP_ADDRESS
+	}
+	return &tls.CertificateValidationContext{
+		TrustedCa:                 file(caFile),
+		MatchTypedSubjectAltNames: []*tls.SubjectAltNameMatcher{san},
+	}
+}
+
+func file(name string) *core.DataSource {
+	return &core.DataSource{Specifier: &core.DataSource_Filename{Filename: name}}
 }
 
 // FixedMirrorCluster is the mirror cluster with its endpoints in it, for

@@ -121,6 +121,37 @@ func TestBootstrapGolden(t *testing.T) {
 	}
 }
 
+func TestControlTLSGolden(t *testing.T) {
+	c := BootstrapConfig{Gateway: testGateway, XDS: "192.0.2.7:15051", Admin: "localhost:9901", TLS: &ControlTLS{
+		CAFile: "/etc/certs/ca.crt", CertFile: "/etc/certs/tls.crt", KeyFile: "/etc/certs/tls.key", ServerName: "control.example", SecretsDir: "/etc/envoy"}}
+	check := func(prefix string, files int) {
+		t.Helper()
+		b, err := Bootstrap(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, prefix+".json", b)
+		secrets, err := Secrets(c)
+		if err != nil || len(secrets) != files {
+			t.Fatalf("%d secrets, %v", len(secrets), err)
+		}
+		for path, content := range secrets {
+			golden(t, prefix+"-"+filepath.Base(path), content)
+			if !bytes.Contains(b, []byte(path)) {
+				t.Errorf("the bootstrap has no %s", path)
+			}
+		}
+	}
+	check("bootstrap-tls", 2)
+	// By address, and without a certificate.
+	c.TLS.ServerName, c.TLS.CertFile, c.TLS.KeyFile = "", "", ""
+	check("bootstrap-tls-by-ip", 1)
+	c.TLS = nil
+	if secrets, err := Secrets(c); err != nil || secrets != nil {
+		t.Errorf("plain text: %v, %v", secrets, err)
+	}
+}
+
 // TestSettingsAlone: a change of settings changes one resource, whatever they
 // encode to, and nodes change the endpoints alone.
 func TestSettingsAlone(t *testing.T) {

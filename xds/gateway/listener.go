@@ -210,9 +210,6 @@ func settingsConfig(revision, encoded string) (*metadata.Config, error) {
 }
 
 func downstreamTLS(certFile, keyFile string) (*core.TransportSocket, error) {
-	file := func(name string) *core.DataSource {
-		return &core.DataSource{Specifier: &core.DataSource_Filename{Filename: name}}
-	}
 	return tlsSocket(&tls.DownstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{
 		AlpnProtocols:   []string{"h2", "http/1.1"},
 		TlsCertificates: []*tls.TlsCertificate{{CertificateChain: file(certFile), PrivateKey: file(keyFile)}},
