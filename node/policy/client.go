@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 	"time"
 
@@ -14,7 +15,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/types/known/structpb"
 )
@@ -28,11 +28,14 @@ const (
 	maxFaultBytes = 1 << 10
 )
 
+// ownPort is what differs from attempt to attempt in a connection's errors.
+var ownPort = regexp.MustCompile(`:\d+->`)
+
 // Run takes policies until ctx ends, reconnecting as need be; it returns nil
 // then. It starts no goroutines of its own. Call it once.
 func (c *Client) Run(ctx context.Context) error {
 	conn, err := grpc.NewClient("passthrough:///"+c.address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(c.credentials),
 		grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSetBytes+1<<20)),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -47,7 +50,7 @@ func (c *Client) Run(ctx context.Context) error {
 	defer conn.Close()
 	api := discovery.NewAggregatedDiscoveryServiceClient(conn)
 	s := &session{client: c}
-	failures := 0
+	failures, logged := 0, ""
 	for {
 		opened := time.Now()
 		err := s.stream(ctx, api)
@@ -56,10 +59,13 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		c.metrics.reconnects.Inc()
 		if time.Since(opened) > maxBackoff { // it was a good one
-			failures = 0
+			failures, logged = 0, ""
 		}
-		if failures == 0 { // once, not with each attempt
-			c.logger.Warn("policy stream ended", "address", c.address, "error", err)
+		fault := clip(err.Error())
+		c.fault.Store(&fault)
+		if reason := ownPort.ReplaceAllString(fault, ""); reason != logged { // once, not with each attempt
+			logged = reason
+			c.logger.Warn("policy stream ended", "address", c.address, "error", fault)
 		}
 		wait := time.NewTimer(delay(failures, rand.Float64()))
 		failures++

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -219,6 +223,60 @@ func TestClientReconnects(t *testing.T) {
 	if _, exact := c.Lookup("rev1", "default/a"); !exact {
 		t.Error("policies were lost")
 	}
+}
+
+// TestFault: why there are no policies is told, and logged once a reason, though
+// the control plane refuses each attempt.
+func TestFault(t *testing.T) {
+	address := envoytest.FreeAddr(t)
+	c, _ := newClient(t, Config{Address: address})
+	log := &lockedBuffer{}
+	c.logger = slog.New(slog.NewTextHandler(log, nil))
+	if c.Fault() != "" {
+		t.Errorf("a fault before the first try: %s", c.Fault())
+	}
+	run(t, c)
+	envoytest.Eventually(t, 10*time.Second, "nobody is there", func() bool { return strings.Contains(c.Fault(), "connection refused") })
+
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused atomic.Int64
+	g := grpc.NewServer(grpc.StreamInterceptor(func(any, grpc.ServerStream, *grpc.StreamServerInfo, grpc.StreamHandler) error {
+		refused.Add(1)
+		return status.Error(codes.Unauthenticated, "show a certificate")
+	}))
+	discovery.RegisterAggregatedDiscoveryServiceServer(g, discovery.UnimplementedAggregatedDiscoveryServiceServer{})
+	served := make(chan struct{})
+	go func() { defer close(served); _ = g.Serve(l) }()
+	t.Cleanup(func() { g.Stop(); <-served })
+	envoytest.Eventually(t, 20*time.Second, "the control plane refuses twice", func() bool { return refused.Load() >= 2 })
+	if !strings.Contains(c.Fault(), "show a certificate") {
+		t.Errorf("the fault is %s", c.Fault())
+	}
+	for _, reason := range []string{"connection refused", "show a certificate"} {
+		if n := log.count(reason); n != 1 {
+			t.Errorf("%q is logged %d times", reason, n)
+		}
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), text)
 }
 
 // A policy is found by its own revision, in whichever set it came, as long as

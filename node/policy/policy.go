@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 // keptRevisions are kept, the newest first; older ones are forgotten. Events
@@ -59,17 +61,21 @@ type Config struct {
 	// StateFile keeps the last set, so that a node which starts while the
 	// control plane is away has one; empty: none is kept.
 	StateFile string
+	// Credentials verify the control plane; default: plain text.
+	Credentials credentials.TransportCredentials
 }
 
 // Client keeps the policies. Lookup and Ready may be called at any time from
 // anywhere.
 type Client struct {
-	address   string
-	nodeID    string
-	stateFile string
-	logger    *slog.Logger
-	metrics   *metrics
-	current   atomic.Pointer[history]
+	address     string
+	nodeID      string
+	stateFile   string
+	credentials credentials.TransportCredentials
+	logger      *slog.Logger
+	metrics     *metrics
+	current     atomic.Pointer[history]
+	fault       atomic.Pointer[string] // why the last stream ended
 }
 
 // revision is the policies of one plan, by id; never changed once made.
@@ -103,8 +109,11 @@ func New(c Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make policy client: %w", err)
 	}
+	if c.Credentials == nil {
+		c.Credentials = insecure.NewCredentials()
+	}
 	client := &Client{
-		address: c.Address, nodeID: c.NodeID, stateFile: c.StateFile,
+		address: c.Address, nodeID: c.NodeID, stateFile: c.StateFile, credentials: c.Credentials,
 		logger: c.Logger.With("component", "node_policy"), metrics: m,
 	}
 	client.current.Store(&history{})
@@ -122,6 +131,15 @@ func New(c Config) (*Client, error) {
 // Ready tells that some revision is known, from the control plane or from the
 // state file.
 func (c *Client) Ready() bool { return len(c.current.Load().revisions) > 0 }
+
+// Fault is why the last stream to the control plane ended, or could not be
+// opened; empty: none has.
+func (c *Client) Fault() string {
+	if f := c.fault.Load(); f != nil {
+		return *f
+	}
+	return ""
+}
 
 // Revision is the newest revision known; empty: none.
 func (c *Client) Revision() string {
