@@ -23,7 +23,7 @@ func Guard(next http.Handler, hosts ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		switch {
-		case !loopback(hostname(r.Host)) && !slices.Contains(hosts, hostname(r.Host)):
+		case !Loopback(hostname(r.Host)) && !slices.Contains(hosts, hostname(r.Host)):
 			http.Error(w, "this server answers for localhost, not for the name in the request", http.StatusMisdirectedRequest)
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			w.Header().Set("Allow", "GET, HEAD")
@@ -34,7 +34,8 @@ func Guard(next http.Handler, hosts ...string) http.Handler {
 	})
 }
 
-func loopback(host string) bool {
+// Loopback tells whether host is a name or an address of this host alone.
+func Loopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.IsLoopback()
 }
@@ -46,7 +47,7 @@ func RequireLoopback(flag, addr string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %q is not host:port", flag, addr)
 	}
-	if !loopback(host) {
+	if !Loopback(host) {
 		return fmt.Errorf("%s: %q is not a loopback address; this server has no authentication, so put an authenticating proxy before it", flag, host)
 	}
 	return nil

@@ -104,10 +104,10 @@ func (c *connection) identify(n *core.Node) (*core.Node, error) {
 	case err == nil && (key == "" || len(key) > maxKeyBytes):
 		err = fmt.Errorf("no snapshot key of 1 to %d bytes follows from the node", maxKeyBytes)
 	case err == nil && !c.certified && c.server.certified(key):
-		err = errNoCertificate
+		err = ErrNoCertificate
 	}
 	c.server.identified(c, key, err)
-	if errors.Is(err, errNoCertificate) {
+	if errors.Is(err, ErrNoCertificate) {
 		return n, err
 	}
 	return n, nil
@@ -125,7 +125,7 @@ func (s *Server) identified(c *connection, key string, err error) {
 		return
 	}
 	message, reason := "xds client held without answer", refusedIdentity
-	if errors.Is(err, errNoCertificate) {
+	if errors.Is(err, ErrNoCertificate) {
 		message, reason = "xds client refused", refusedCertificate
 	}
 	c.held = clip(err.Error(), maxErrorBytes)

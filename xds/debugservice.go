@@ -126,7 +126,7 @@ func (s *Server) mayDebug(ctx context.Context) error {
 	switch {
 	case s.debug.source == nil:
 		return status.Error(codes.Unimplemented, "this server has no debug pages")
-	case ok && (isLoopback(p.Addr) || isVerified(p.AuthInfo)):
+	case ok && (isLoopback(p.Addr) || Certified(ctx)):
 		return nil
 	}
 	s.metrics.refused.WithLabelValues(refusedDebug).Inc()
@@ -138,8 +138,14 @@ func isLoopback(addr net.Addr) bool {
 	return err == nil && ap.Addr().Unmap().IsLoopback()
 }
 
-func isVerified(info credentials.AuthInfo) bool {
-	t, ok := info.(credentials.TLSInfo)
+// Certified tells whether the client of a gRPC call has shown a certificate
+// that the server has verified.
+func Certified(ctx context.Context) bool {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	t, ok := p.AuthInfo.(credentials.TLSInfo)
 	return ok && len(t.State.VerifiedChains) > 0
 }
 

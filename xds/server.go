@@ -37,10 +37,10 @@ const (
 	defaultMaxConnections = 1000
 )
 
-// errNoCertificate ends a stream. Unlike a client that is held, one that is
+// ErrNoCertificate ends a stream of a client whose identity needs one. Unlike a client that is held, one that is
 // refused is told why, and comes back: but Envoy and our node wait longer each
 // time.
-var errNoCertificate = status.Error(codes.Unauthenticated,
+var ErrNoCertificate = status.Error(codes.Unauthenticated,
 	"gateways and nodes have to show a client certificate that the control plane trusts (for ours: --control-cert and --control-key)")
 
 // Config is what New needs.
@@ -216,7 +216,7 @@ func (s *Server) open(ctx context.Context, protocol string) (*connection, error)
 	c := &connection{server: s, protocol: protocol, connectedAt: time.Now(), types: map[string]*tracker{},
 		requests: newBucket(requestBurst, requestPerSecond)}
 	if p, ok := peer.FromContext(ctx); ok {
-		c.address, c.certified = p.Addr.String(), isVerified(p.AuthInfo)
+		c.address, c.certified = p.Addr.String(), Certified(ctx)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

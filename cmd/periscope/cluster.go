@@ -119,3 +119,9 @@ func (c *control) selectClient(n *core.Node) (string, error) {
 	}
 	return mcp.Key(""), nil
 }
+
+// certified tells the snapshots that are for clients with a certificate, where
+// certificates are asked for: all but istiods', which cannot show one.
+func (c *control) certified(key string) bool {
+	return c.cfg.xdsClientCA != "" && key != mcp.Key("")
+}

@@ -74,7 +74,7 @@ func (f *controlFlags) addMesh(flags *pflag.FlagSet) {
 func (f *controlFlags) addTLS(flags *pflag.FlagSet) {
 	flags.StringVar(&f.xdsCert, "xds-tls-cert", "", "certificate chain of the xDS server, PEM; followed when the file changes; with it --xds may be any address; default: plain text")
 	flags.StringVar(&f.xdsKey, "xds-tls-key", "", "private key of the xDS server, PEM")
-	flags.StringVar(&f.xdsClientCA, "xds-tls-client-ca", "", "authorities, PEM, of clients' certificates: who has one may ask for debug pages from other hosts, by istioctl --cert-dir")
+	flags.StringVar(&f.xdsClientCA, "xds-tls-client-ca", "", "authorities, PEM, of clients' certificates: gateways and nodes must have one then, istiods need not; who has one may ask for debug pages from other hosts too, by istioctl --cert-dir")
 }
 
 func (f *controlFlags) add(flags *pflag.FlagSet) {
@@ -224,8 +224,8 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 		return nil, err
 	}
 	// [2] before [1]: what the source loads is published at once.
-	c.reports = xdsnode.NewReports(time.Now)
-	c.server, err = xds.New(xds.Config{Logger: cfg.logger, Registerer: c.registry, Select: c.selectClient, Debug: c.pages})
+	c.reports = xdsnode.NewReports(xdsnode.ReportsConfig{Now: time.Now, Certified: c.certified(xds.NodeKey)})
+	c.server, err = xds.New(xds.Config{Logger: cfg.logger, Registerer: c.registry, Select: c.selectClient, Certified: c.certified, Debug: c.pages})
 	if err != nil {
 		return nil, err
 	}

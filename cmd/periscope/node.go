@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
@@ -29,6 +28,7 @@ import (
 	nodepolicy "github.com/periscope-mesh/periscope/node/policy"
 	"github.com/periscope-mesh/periscope/node/report"
 	"github.com/periscope-mesh/periscope/node/store"
+	"github.com/periscope-mesh/periscope/xds/certs"
 )
 
 // nodeFlags are the flags of a node, also inside periscope up.
@@ -50,6 +50,7 @@ func (f *nodeFlags) add(flags *pflag.FlagSet) {
 
 func newNode(o *options) *cobra.Command {
 	var f nodeFlags
+	var tls controlTLSFlags
 	var control, dataDir, name string
 	cmd := &cobra.Command{
 		Use:   "node",
@@ -64,11 +65,18 @@ periscope console shows what it has stored.`,
 			if err != nil {
 				return err
 			}
+			if err := tls.check("--control", control); err != nil {
+				return err
+			}
+			client, err := tls.open(logger)
+			if err != nil {
+				return err
+			}
 			dir, err := makeDataDir(dataDir)
 			if err != nil {
 				return err
 			}
-			n, err := openNode(cmd.Context(), nodeConfig{nodeFlags: f, control: control, name: name, dataDir: dir, logger: logger})
+			n, err := openNode(cmd.Context(), nodeConfig{nodeFlags: f, control: control, certs: client, name: name, dataDir: dir, logger: logger})
 			if err != nil {
 				return err
 			}
@@ -78,6 +86,7 @@ periscope console shows what it has stored.`,
 	}
 	f.add(cmd.Flags())
 	cmd.Flags().StringVar(&control, "control", "127.0.0.1:15051", "address of the control plane's xDS server")
+	tls.add(cmd.Flags())
 	cmd.Flags().StringVar(&name, "name", hostname(), "name of this node, as the control plane shows it")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the store")
 	return cmd
@@ -93,6 +102,7 @@ func hostname() string {
 type nodeConfig struct {
 	nodeFlags
 	control string
+	certs   *certs.Client // nil: the control plane is reached in plain text
 	name    string
 	dataDir string
 	logger  *slog.Logger
@@ -166,11 +176,15 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 	n.closers = append(n.closers, n.engine.Close)
-	n.policies, err = nodepolicy.New(nodepolicy.Config{Address: cfg.control, NodeID: "node~" + cfg.name, Logger: cfg.logger, Registerer: n.registry})
+	policies := nodepolicy.Config{Address: cfg.control, NodeID: "node~" + cfg.name, Logger: cfg.logger, Registerer: n.registry}
+	if cfg.certs != nil {
+		policies.Credentials = cfg.certs.Credentials()
+	}
+	n.policies, err = nodepolicy.New(policies)
 	if err != nil {
 		return nil, err
 	}
-	if err := n.openReporter(insecure.NewCredentials()); err != nil {
+	if err := n.openReporter(); err != nil {
 		return nil, err
 	}
 	n.analysis = newAnalysis(analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
@@ -190,7 +204,11 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 }
 
 // openReporter makes what tells the control plane of this node and of gateways.
-func (n *node) openReporter(credentials credentials.TransportCredentials) error {
+func (n *node) openReporter() error {
+	credentials := insecure.NewCredentials()
+	if n.cfg.certs != nil {
+		credentials = n.cfg.certs.Credentials()
+	}
 	conn, err := grpc.NewClient("passthrough:///"+n.cfg.control, grpc.WithTransportCredentials(credentials), grpc.WithNoProxy(),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: 5 * time.Second}, MinConnectTimeout: 2 * time.Second}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))
@@ -214,6 +232,9 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.policies.Run(ctx) })
 	group.Go(func() error { return n.reporter.Run(ctx) })
 	group.Go(func() error { return n.storeGateways(ctx) })
+	if n.cfg.certs != nil {
+		group.Go(func() error { n.cfg.certs.Run(ctx); return nil })
+	}
 	group.Go(func() error { return n.store.Run(ctx) })
 	group.Go(func() error { return serve(ctx, n.admin, pages(localweb.Guard(n.adminHandler()), n.cfg.logger)) })
 	err := group.Wait()
@@ -243,10 +264,14 @@ func (n *node) ingestState() ingestState {
 }
 
 func (n *node) ready() error {
-	if !n.policies.Ready() {
-		return errors.New("no policy has come from the control plane yet; traffic is analysed with defaults")
+	if n.policies.Ready() {
+		return nil
 	}
-	return nil
+	text := "no policy has come from the control plane yet; traffic is analysed with defaults"
+	if fault := n.policies.Fault(); fault != "" {
+		text += "; the last try: " + fault
+	}
+	return errors.New(text)
 }
 
 // newRegistry makes a process's own metrics registry.

@@ -284,9 +284,10 @@ func (a *authority) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.
 	return cert, key, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
 }
 
-// issue makes a pair for addresses, with the serial number that tells it.
+// issue makes a pair for control.example and addresses, with the serial number
+// that tells it.
 func (a *authority) issue(serial int64, ips ...net.IP) (cert, key string) {
-	_, _, cert, key = a.sign(&x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "test"}, IPAddresses: ips, NotBefore: time.Now().Add(-time.Hour),
+	_, _, cert, key = a.sign(&x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "test"}, IPAddresses: ips, DNSNames: []string{"control.example"}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}})
 	return cert, key
 }
@@ -308,23 +309,13 @@ func startTLSControl(t *testing.T, i *istioctl) *tlsControl {
 	p := start(t, "control", "--upstream", "http://127.0.0.1:9", "--http", envoytest.FreeAddr(t), "--https", "", "--data", c.dir, "--debug", c.debug,
 		"--xds", "0.0.0.0:"+c.port, "--xds-tls-cert", c.certFile, "--xds-tls-key", c.keyFile, "--xds-tls-client-ca", c.caPEM)
 	p.waitFor("control plane started")
-	out, err := exec.CommandContext(t.Context(), program, "bootstrap", "--xds", "127.0.0.1:"+c.port).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var bootstrap map[string]any
-	if err := json.Unmarshal(out, &bootstrap); err != nil {
-		t.Fatal(err)
-	}
-	cluster := bootstrap["static_resources"].(map[string]any)["clusters"].([]any)[0].(map[string]any)
-	cluster["transport_socket"] = map[string]any{"name": "tls", "typed_config": map[string]any{
-		"@type":              "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-		"common_tls_context": map[string]any{"validation_context": map[string]any{"trusted_ca": map[string]any{"filename": c.caPEM}}},
-	}}
-	e := envoytest.Start(t, bootstrap)
+	cert, key := c.authority.issue(200)
+	pair := clientFiles{c.dir, filepath.Join(c.dir, "gateway.crt"), filepath.Join(c.dir, "gateway.key")}
+	mustWrite(t, pair.cert, cert)
+	mustWrite(t, pair.key, key)
+	e := envoytest.Start(t, printBootstrap(t, append([]string{"--xds", "127.0.0.1:" + c.port, "--sds-dir", c.dir}, pair.flags(c.caPEM)...)...))
 	synced(t, c.debug)
 	i.keepDump(e.Admin)
-	cert, key := c.authority.issue(200)
 	certs := filepath.Join(i.dir, "certs")
 	if err := os.Mkdir(certs, 0o700); err != nil {
 		t.Fatal(err)

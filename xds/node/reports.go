@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/node/nodev1"
 )
 
@@ -34,7 +35,7 @@ const (
 type Reports struct {
 	nodev1.UnimplementedNodeReportServiceServer
 
-	now func() time.Time
+	config ReportsConfig
 
 	mu        sync.Mutex
 	serial    uint64
@@ -71,9 +72,17 @@ type Heard struct {
 	Last    time.Time `json:"last,omitzero"`
 }
 
-// NewReports makes a Reports; now is the clock.
-func NewReports(now func() time.Time) *Reports {
-	return &Reports{now: now, reporters: map[uint64]*reporter{}, heard: map[heardKey]*Heard{}}
+// ReportsConfig is what NewReports needs.
+type ReportsConfig struct {
+	Now func() time.Time
+	// Certified refuses nodes that show no certificate which the server has
+	// verified, as xds.Config's does.
+	Certified bool
+}
+
+// NewReports makes a Reports.
+func NewReports(c ReportsConfig) *Reports {
+	return &Reports{config: c, reporters: map[uint64]*reporter{}, heard: map[heardKey]*Heard{}}
 }
 
 // Register adds the service to a gRPC server.
@@ -81,7 +90,10 @@ func (r *Reports) Register(s grpc.ServiceRegistrar) { nodev1.RegisterNodeReportS
 
 // StreamReports takes one node's reports until it goes.
 func (r *Reports) StreamReports(stream grpc.ClientStreamingServer[nodev1.NodeReport, nodev1.NodeReportReply]) error {
-	n := &reporter{state: Reporter{ConnectedAt: r.now()}}
+	if r.config.Certified && !xds.Certified(stream.Context()) {
+		return xds.ErrNoCertificate
+	}
+	n := &reporter{state: Reporter{ConnectedAt: r.config.Now()}}
 	if p, ok := peer.FromContext(stream.Context()); ok {
 		n.state.Address = p.Addr.String()
 	}
@@ -144,7 +156,7 @@ func check(report *nodev1.NodeReport) error {
 func (r *Reports) take(n *reporter, report *nodev1.NodeReport) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := r.now()
+	now := r.config.Now()
 	n.state.Node, n.state.ReportedAt = report.GetNode(), now
 	n.state.Wires = nil
 	for _, v := range report.GetWireVersions() {

@@ -23,10 +23,10 @@ import (
 )
 
 // serveReports serves reports, and gives a connection to them.
-func serveReports(t *testing.T) (*node.Reports, *grpc.ClientConn) {
+func serveReports(t *testing.T, certified bool) (*node.Reports, *grpc.ClientConn) {
 	t.Helper()
 	t.Cleanup(func() { goleak.VerifyNone(t) })
-	reports := node.NewReports(time.Now)
+	reports := node.NewReports(node.ReportsConfig{Now: time.Now, Certified: certified})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +57,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // A node's reporter and the control plane's service speak to each other.
 func TestReports(t *testing.T) {
-	reports, conn := serveReports(t)
+	reports, conn := serveReports(t, false)
 	var counts atomic.Pointer[[]report.Gateway]
 	counts.Store(&[]report.Gateway{{Gateway: "a/web", Plugin: "1+old", Seen: 1000, Errors: 7}})
 	reporter, err := report.New(report.Config{Conn: conn, Node: "one", Wires: []int{1, 2}, Logger: slog.New(slog.DiscardHandler), Gateways: func() []report.Gateway { return *counts.Load() }})
@@ -91,7 +91,7 @@ func TestReports(t *testing.T) {
 }
 
 func TestReportsAreBounded(t *testing.T) {
-	_, conn := serveReports(t)
+	_, conn := serveReports(t, false)
 	for want, r := range map[string]*nodev1.NodeReport{
 		"node: a name":                {},
 		"wire_versions: there are 17": {Node: "n", WireVersions: make([]uint32, 17)},
@@ -113,5 +113,21 @@ func TestReportsAreBounded(t *testing.T) {
 		if _, err := stream.CloseAndRecv(); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
+	}
+}
+
+// Who must show a certificate, and has none, tells nothing.
+func TestReportsNeedACertificate(t *testing.T) {
+	reports, conn := serveReports(t, true)
+	stream, err := nodev1.NewNodeReportServiceClient(conn).StreamReports(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = stream.Send(&nodev1.NodeReport{Node: "one"})
+	if _, err := stream.CloseAndRecv(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("%v", err)
+	}
+	if list := reports.Reporters(); len(list) != 0 {
+		t.Errorf("%+v", list)
 	}
 }
