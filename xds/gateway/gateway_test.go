@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -366,8 +367,15 @@ func TestParts(t *testing.T) {
 			t.Errorf("%s: %v", name, c)
 		}
 	}
-	filters, err := Filters()
-	if err != nil || len(filters) != 2 || filters[0].GetName() != SettingsFilter || filters[1].GetName() != PluginFilter {
-		t.Errorf("filters %v, error %v", filters, err)
+	for wait, opensAtOnce := range map[time.Duration]bool{time.Second: false, 0: true} {
+		filters, err := Filters(wait)
+		if err != nil || len(filters) != 2 || filters[0].GetName() != SettingsFilter || filters[1].GetName() != PluginFilter {
+			t.Errorf("filters %v, error %v", filters, err)
+		}
+		for _, f := range filters {
+			if d := f.GetConfigDiscovery(); d.GetApplyDefaultConfigWithoutWarming() != opensAtOnce || d.GetConfigSource().GetInitialFetchTimeout().AsDuration() != wait {
+				t.Errorf("waiting for %v: %v", wait, d)
+			}
+		}
 	}
 }

@@ -25,7 +25,8 @@ const (
 	// Streams live as long as something moves in them; Envoy's default would
 	// cut a quiet one after five minutes.
 	routeIdleTimeout = time.Hour
-	// How long a listener waits for the plugin when it first comes up.
+	// How long a listener of ours waits for the plugin when it first comes up.
+	// Both come from one snapshot: it waits for no more than their way.
 	extensionTimeout = 2 * time.Second
 
 	// Envoy's advice for edge proxies: its own defaults let one HTTP/2
@@ -89,7 +90,7 @@ func newListener(name, hostport string, socket *core.TransportSocket) (*listener
 
 // connectionManager leaves requests and responses as they are.
 func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
-	filters, err := Filters()
+	filters, err := Filters(extensionTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -123,8 +124,10 @@ func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
 }
 
 // Filters are our two, in the order in which they stand, before all others.
-// What they do comes by ECDS: see PluginExtension and SettingsExtension.
-func Filters() ([]*hcm.HttpFilter, error) {
+// What they do comes by ECDS: see PluginExtension and SettingsExtension. A
+// listener that first comes up waits so long for it, then opens without; with
+// 0 it opens at once, and mirrors from their arrival on.
+func Filters(wait time.Duration) ([]*hcm.HttpFilter, error) {
 	settings, err := settingsConfig("", "")
 	if err != nil {
 		return nil, err
@@ -137,7 +140,7 @@ func Filters() ([]*hcm.HttpFilter, error) {
 		{SettingsFilter, settings},
 		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n")},
 	} {
-		filter, err := discovered(f.name, f.empty)
+		filter, err := discovered(f.name, f.empty, wait)
 		if err != nil {
 			return nil, err
 		}
@@ -148,16 +151,18 @@ func Filters() ([]*hcm.HttpFilter, error) {
 
 // discovered is a filter whose configuration comes by ECDS. Whatever becomes
 // of that, the listener works: empty stands in.
-func discovered(name string, empty proto.Message) (*hcm.HttpFilter, error) {
+func discovered(name string, empty proto.Message, wait time.Duration) (*hcm.HttpFilter, error) {
 	typed, err := pack(empty)
 	if err != nil {
 		return nil, err
 	}
-	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: &core.ExtensionConfigSource{
-		ConfigSource:  ads(durationpb.New(extensionTimeout)),
-		DefaultConfig: typed,
-		TypeUrls:      []string{typed.GetTypeUrl()},
-	}}}, nil
+	discovery := &core.ExtensionConfigSource{ConfigSource: ads(nil), DefaultConfig: typed, TypeUrls: []string{typed.GetTypeUrl()}}
+	if wait > 0 {
+		discovery.ConfigSource = ads(durationpb.New(wait))
+	} else {
+		discovery.ApplyDefaultConfigWithoutWarming = true
+	}
+	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovery}}, nil
 }
 
 // PluginExtension is the plugin's code, as its filter discovers it.

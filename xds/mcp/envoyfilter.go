@@ -84,12 +84,14 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 }
 
 // filterPatches put our filters before all others. Each one is inserted first,
-// so the last of them comes first here.
+// so the last of them comes first here. The listener does not wait for what
+// they do: an istiod that lacks it does not answer at all, and users would wait
+// with it.
 func (b *builder) filterPatches() ([]*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
 	if b.filters != nil {
 		return b.filters, nil
 	}
-	filters, err := gateway.Filters()
+	filters, err := gateway.Filters(0)
 	if err != nil {
 		return nil, err
 	}
