@@ -79,7 +79,8 @@ func (i *istioctl) run(args ...string) (out string, ok bool) {
 	return string(raw), err == nil
 }
 
-// synced waits until a control plane's gateway has acknowledged everything.
+// synced waits until a control plane's gateway has acknowledged everything, and
+// its nodes have said what they read.
 func synced(t *testing.T, debug string) {
 	t.Helper()
 	envoytest.Eventually(t, 20*time.Second, "the gateway has acknowledged everything", func() bool {
@@ -88,6 +89,13 @@ func synced(t *testing.T, debug string) {
 			Resources map[string]struct{ Sent, Acked string }
 		}
 		getJSON(t, "http://"+debug+"/debug/syncz", &list)
+		var nodes []struct{ WireVersions []int }
+		getJSON(t, "http://"+debug+"/debug/nodez", &nodes)
+		for _, n := range nodes {
+			if len(n.WireVersions) == 0 {
+				return false
+			}
+		}
 		for _, s := range list {
 			for _, r := range s.Resources {
 				if r.Sent == "" || r.Sent != r.Acked {
