@@ -50,7 +50,7 @@ func (c *control) debugConfig() debug.Config {
 		NodeWires:    func(node string) []int { return c.wires()[node] },
 		Plan:         func() any { return c.current().plan },
 		Mesh:         func() any { return c.mesh() },
-		Ledger:       func() any { return c.ledger() },
+		Ledger:       func() any { return newLedger(c.reports.Reporters()) },
 		Info:         c.cfg.info,
 		Ready:        c.ready,
 		Version:      currentVersion(),
@@ -129,36 +129,6 @@ func (c *control) mesh() meshState {
 	t := c.current().topology
 	return meshState{Gateways: t.Gateways, Nodes: t.Nodes, XDS: f.xds, XDSTLS: c.certs != nil, Debug: f.debug,
 		Upstream: f.upstream, HTTP: f.http, HTTPS: f.https, Policy: f.policy}
-}
-
-// ledgerState is /debug/ledgerz: the control plane counts no exchange.
-type ledgerState struct {
-	Note  string            `json:"note"`
-	Nodes []mirror.Endpoint `json:"nodes"`
-	Steps []ledgerStep      `json:"steps"`
-}
-
-type ledgerStep struct {
-	Step  string `json:"step"`
-	Where string `json:"where"`
-	Count string `json:"count"`
-}
-
-func (c *control) ledger() ledgerState {
-	return ledgerState{
-		Note: "The control plane sees no exchange and has none of these counts: they are kept where the exchanges go, " +
-			"until nodes report their load here. Read them on each node's /metrics and at Envoy's statistics.",
-		Nodes: c.cfg.nodes,
-		Steps: []ledgerStep{
-			{"seen", "gateway", "http.http.downstream_rq_total, http.https.downstream_rq_total"},
-			{"seen, mirrored or not, by the plugin's word", "node /metrics", "periscope_gateway_exchanges_total"},
-			{"sent to nodes, delivered or not", "gateway", "cluster.periscope_mirror.upstream_rq_*"},
-			{"sent by gateways", "node /metrics", "periscope_gateway_batches_total"},
-			{"received, taken, refused, dropped", "node /metrics", "periscope_ingest_*"},
-			{"inspected", "node /metrics", "periscope_detect_*"},
-			{"stored, dropped", "node /metrics", "periscope_store_*"},
-		},
-	}
 }
 
 // current is what was published last; nothing, before the first plan.

@@ -216,7 +216,7 @@ func (n *node) openReporter() error {
 		return fmt.Errorf("report to %s: %w", n.cfg.control, err)
 	}
 	n.closers = append(n.closers, conn.Close)
-	n.reporter, err = report.New(report.Config{Conn: conn, Node: n.cfg.name, Wires: event.Versions(), Logger: n.cfg.logger, Gateways: n.gatewayReports})
+	n.reporter, err = report.New(report.Config{Conn: conn, Node: n.cfg.name, Wires: event.Versions(), Logger: n.cfg.logger, Gateways: n.gatewayReports, Counts: func() map[string]uint64 { return ledgerCounts(n.registry) }})
 	return err
 }
 

@@ -1,6 +1,7 @@
-// Package report tells the control plane what this node reads and what it has
-// heard from gateways: which build of the plugin each runs, how many exchanges
-// it has seen, and how many errors it has had.
+// Package report tells the control plane what this node reads, what it has
+// heard from gateways (which build of the plugin each runs, how many exchanges
+// it has seen, and how many errors it has had), and what became of exchanges
+// here.
 //
 // It never waits for the control plane, and keeps nothing for it: each report
 // stands for the one before.
@@ -42,7 +43,8 @@ type Config struct {
 	Conn     grpc.ClientConnInterface // to the control plane
 	Node     string                   // its name
 	Wires    []int                    // versions of the wire contract that it reads
-	Gateways func() []Gateway         // in a fixed order; called every second
+	Gateways func() []Gateway         // in a fixed order; called every second, as is the next
+	Counts   func() map[string]uint64 // what became of exchanges, by series of /metrics
 	Logger   *slog.Logger
 }
 
@@ -55,8 +57,8 @@ type Reporter struct {
 
 // New makes a Reporter; it starts nothing.
 func New(c Config) (*Reporter, error) {
-	if c.Conn == nil || c.Node == "" || c.Gateways == nil || c.Logger == nil {
-		return nil, errors.New("make reporter: a connection, the node's name, gateways and a logger are needed")
+	if c.Conn == nil || c.Node == "" || c.Gateways == nil || c.Counts == nil || c.Logger == nil {
+		return nil, errors.New("make reporter: a connection, the node's name, gateways, counts and a logger are needed")
 	}
 	return &Reporter{config: c, api: nodev1.NewNodeReportServiceClient(c.Conn), log: c.Logger.With("component", "report")}, nil
 }
@@ -122,7 +124,7 @@ func (r *Reporter) stream(ctx context.Context) error {
 }
 
 func (r *Reporter) report() *nodev1.NodeReport {
-	out := &nodev1.NodeReport{Node: r.config.Node}
+	out := &nodev1.NodeReport{Node: r.config.Node, Counts: r.config.Counts()}
 	for _, v := range r.config.Wires {
 		out.WireVersions = append(out.WireVersions, uint32(v))
 	}

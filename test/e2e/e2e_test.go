@@ -276,6 +276,22 @@ func TestAttackIsRegistered(t *testing.T) {
 	if log := r.output(); strings.Count(log, "attack registered") != 1 || !strings.Contains(log, "attack="+a.ID) {
 		t.Errorf("want one log line for the attack %s", a.ID)
 	}
+	// And every exchange is accounted for, from the gateway to the store.
+	var ledger struct {
+		Steps []struct {
+			Count      int
+			Difference int
+		}
+	}
+	envoytest.Eventually(t, 5*time.Second, "the ledger has both exchanges, and no difference", func() bool {
+		getJSON(t, "http://"+r.debug+"/debug/ledgerz", &ledger)
+		for i, want := range []int{2, 2, 2, 2} { // seen, batches, mirrored, taken
+			if len(ledger.Steps) != 5 || ledger.Steps[i].Count != want || ledger.Steps[i].Difference != 0 {
+				return false
+			}
+		}
+		return ledger.Steps[4].Count >= 2
+	})
 }
 
 func TestPlacesAndTypes(t *testing.T) {

@@ -158,7 +158,7 @@ func (p *Pages) list() []page {
 	add(sent && c.NodeRevision != nil, "nodez", "analysis nodes and the plan's revision that they acknowledged", "", plain(p.nodez))
 	add(c.Plan != nil, "planz", "the plan that follows from the policies", "", plain(c.Plan))
 	add(c.Mesh != nil, "mesh", "gateways and nodes there are, and the settings of this control plane", "", plain(c.Mesh))
-	add(c.Ledger != nil, "ledgerz", "what became of the exchanges: where each count is kept", "", plain(c.Ledger))
+	add(c.Ledger != nil, "ledgerz", "what became of the exchanges, from gateways to the store, as nodes report", "", plain(c.Ledger))
 	slices.SortFunc(pages, func(a, b page) int { return strings.Compare(a.name, b.name) })
 	return append(pages, page{"list", "the names of these pages", "", plain(func() any { return p.names() })})
 }

@@ -25,6 +25,7 @@ const (
 	maxHeard     = 20000 // builds, each at each gateway, in all
 	maxReported  = 10000 // of one node
 	maxWires     = 16
+	maxCounts    = 256
 	maxTextBytes = 320
 	// heardFor is how long a build that nobody speaks of any more is known.
 	heardFor = time.Hour
@@ -60,6 +61,8 @@ type Reporter struct {
 	ConnectedAt time.Time `json:"connectedAt"`
 	ReportedAt  time.Time `json:"reportedAt"`
 	Wires       []int     `json:"wireVersions"` // that it reads
+	// Counts say what became of exchanges, by series of its /metrics.
+	Counts map[string]uint64 `json:"-"`
 }
 
 // Heard is what nodes heard from a gateway by one build of the plugin, since
@@ -143,6 +146,14 @@ func check(report *nodev1.NodeReport) error {
 	case len(report.GetGateways()) > maxReported:
 		return status.Errorf(codes.InvalidArgument, "gateways: there are %d, more than %d", len(report.GetGateways()), maxReported)
 	}
+	if n := len(report.GetCounts()); n > maxCounts {
+		return status.Errorf(codes.InvalidArgument, "counts: there are %d, more than %d", n, maxCounts)
+	}
+	for name := range report.GetCounts() {
+		if len(name) > maxTextBytes {
+			return status.Errorf(codes.InvalidArgument, "counts: a name has more than %d bytes", maxTextBytes)
+		}
+	}
 	for i, g := range report.GetGateways() {
 		if len(g.GetGateway()) > maxTextBytes || len(g.GetPlugin()) > maxTextBytes {
 			return status.Errorf(codes.InvalidArgument, "gateways[%d]: a name has more than %d bytes", i, maxTextBytes)
@@ -158,7 +169,7 @@ func (r *Reports) take(n *reporter, report *nodev1.NodeReport) {
 	defer r.mu.Unlock()
 	now := r.config.Now()
 	n.state.Node, n.state.ReportedAt = report.GetNode(), now
-	n.state.Wires = nil
+	n.state.Wires, n.state.Counts = nil, report.GetCounts()
 	for _, v := range report.GetWireVersions() {
 		n.state.Wires = append(n.state.Wires, int(v))
 	}

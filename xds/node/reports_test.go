@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -60,7 +61,8 @@ func TestReports(t *testing.T) {
 	reports, conn := serveReports(t, false)
 	var counts atomic.Pointer[[]report.Gateway]
 	counts.Store(&[]report.Gateway{{Gateway: "a/web", Plugin: "1+old", Seen: 1000, Errors: 7}})
-	reporter, err := report.New(report.Config{Conn: conn, Node: "one", Wires: []int{1, 2}, Logger: slog.New(slog.DiscardHandler), Gateways: func() []report.Gateway { return *counts.Load() }})
+	reporter, err := report.New(report.Config{Conn: conn, Node: "one", Wires: []int{1, 2}, Logger: slog.New(slog.DiscardHandler), Gateways: func() []report.Gateway { return *counts.Load() },
+		Counts: func() map[string]uint64 { return map[string]uint64{"series": 7} }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +71,7 @@ func TestReports(t *testing.T) {
 	go func() { done <- reporter.Run(ctx) }()
 	eventually(t, "the node reports", func() bool {
 		list := reports.Reporters()
-		return len(list) == 1 && list[0].Node == "one" && cmp.Equal(list[0].Wires, []int{1, 2})
+		return len(list) == 1 && list[0].Node == "one" && list[0].Counts["series"] == 7 && cmp.Equal(list[0].Wires, []int{1, 2})
 	})
 	// What it counted before it came is not new.
 	if h := reports.Gateways(); len(h) != 1 || h[0].Seen != 0 || !h[0].Last.IsZero() {
@@ -96,6 +98,8 @@ func TestReportsAreBounded(t *testing.T) {
 		"node: a name":                {},
 		"wire_versions: there are 17": {Node: "n", WireVersions: make([]uint32, 17)},
 		"gateways: there are 10001":   {Node: "n", Gateways: make([]*nodev1.GatewayReport, 10001)},
+		"counts: there are 257":       {Node: "n", Counts: many(257)},
+		"counts: a name has":          {Node: "n", Counts: map[string]uint64{strings.Repeat("c", 321): 1}},
 		"gateways[0]: a name has":     {Node: "n", Gateways: []*nodev1.GatewayReport{{Gateway: strings.Repeat("g", 321)}}},
 	} {
 		stream, err := nodev1.NewNodeReportServiceClient(conn).StreamReports(t.Context())
@@ -130,4 +134,12 @@ func TestReportsNeedACertificate(t *testing.T) {
 	if list := reports.Reporters(); len(list) != 0 {
 		t.Errorf("%+v", list)
 	}
+}
+
+func many(n int) map[string]uint64 {
+	out := map[string]uint64{}
+	for i := range n {
+		out[fmt.Sprint(i)] = 1
+	}
+	return out
 }

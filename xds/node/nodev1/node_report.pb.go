@@ -29,8 +29,11 @@ type NodeReport struct {
 	// Its name, as in its ADS node id behind "node~".
 	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// Versions of the wire contract, gateway to node, that it reads.
-	WireVersions  []uint32         `protobuf:"varint,2,rep,packed,name=wire_versions,json=wireVersions,proto3" json:"wire_versions,omitempty"`
-	Gateways      []*GatewayReport `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	WireVersions []uint32         `protobuf:"varint,2,rep,packed,name=wire_versions,json=wireVersions,proto3" json:"wire_versions,omitempty"`
+	Gateways     []*GatewayReport `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// What became of exchanges: counters of its /metrics by their series there,
+	// such as periscope_ingest_events_total{outcome="accepted"}.
+	Counts        map[string]uint64 `protobuf:"bytes,4,rep,name=counts,proto3" json:"counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -82,6 +85,13 @@ func (x *NodeReport) GetWireVersions() []uint32 {
 func (x *NodeReport) GetGateways() []*GatewayReport {
 	if x != nil {
 		return x.Gateways
+	}
+	return nil
+}
+
+func (x *NodeReport) GetCounts() map[string]uint64 {
+	if x != nil {
+		return x.Counts
 	}
 	return nil
 }
@@ -200,12 +210,16 @@ var File_xds_node_nodev1_node_report_proto protoreflect.FileDescriptor
 
 const file_xds_node_nodev1_node_report_proto_rawDesc = "" +
 	"\n" +
-	"!xds/node/nodev1/node_report.proto\x12\x17periscope.node.v1alpha1\"\x89\x01\n" +
+	"!xds/node/nodev1/node_report.proto\x12\x17periscope.node.v1alpha1\"\x8d\x02\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12#\n" +
 	"\rwire_versions\x18\x02 \x03(\rR\fwireVersions\x12B\n" +
-	"\bgateways\x18\x03 \x03(\v2&.periscope.node.v1alpha1.GatewayReportR\bgateways\"m\n" +
+	"\bgateways\x18\x03 \x03(\v2&.periscope.node.v1alpha1.GatewayReportR\bgateways\x12G\n" +
+	"\x06counts\x18\x04 \x03(\v2/.periscope.node.v1alpha1.NodeReport.CountsEntryR\x06counts\x1a9\n" +
+	"\vCountsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"m\n" +
 	"\rGatewayReport\x12\x18\n" +
 	"\agateway\x18\x01 \x01(\tR\agateway\x12\x16\n" +
 	"\x06plugin\x18\x02 \x01(\tR\x06plugin\x12\x12\n" +
@@ -227,21 +241,23 @@ func file_xds_node_nodev1_node_report_proto_rawDescGZIP() []byte {
 	return file_xds_node_nodev1_node_report_proto_rawDescData
 }
 
-var file_xds_node_nodev1_node_report_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_xds_node_nodev1_node_report_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_xds_node_nodev1_node_report_proto_goTypes = []any{
 	(*NodeReport)(nil),      // 0: periscope.node.v1alpha1.NodeReport
 	(*GatewayReport)(nil),   // 1: periscope.node.v1alpha1.GatewayReport
 	(*NodeReportReply)(nil), // 2: periscope.node.v1alpha1.NodeReportReply
+	nil,                     // 3: periscope.node.v1alpha1.NodeReport.CountsEntry
 }
 var file_xds_node_nodev1_node_report_proto_depIdxs = []int32{
 	1, // 0: periscope.node.v1alpha1.NodeReport.gateways:type_name -> periscope.node.v1alpha1.GatewayReport
-	0, // 1: periscope.node.v1alpha1.NodeReportService.StreamReports:input_type -> periscope.node.v1alpha1.NodeReport
-	2, // 2: periscope.node.v1alpha1.NodeReportService.StreamReports:output_type -> periscope.node.v1alpha1.NodeReportReply
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 1: periscope.node.v1alpha1.NodeReport.counts:type_name -> periscope.node.v1alpha1.NodeReport.CountsEntry
+	0, // 2: periscope.node.v1alpha1.NodeReportService.StreamReports:input_type -> periscope.node.v1alpha1.NodeReport
+	2, // 3: periscope.node.v1alpha1.NodeReportService.StreamReports:output_type -> periscope.node.v1alpha1.NodeReportReply
+	3, // [3:4] is the sub-list for method output_type
+	2, // [2:3] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_xds_node_nodev1_node_report_proto_init() }
@@ -255,7 +271,7 @@ func file_xds_node_nodev1_node_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_node_nodev1_node_report_proto_rawDesc), len(file_xds_node_nodev1_node_report_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

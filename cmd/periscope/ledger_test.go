@@ -1,0 +1,50 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	xdsnode "github.com/periscope-mesh/periscope/xds/node"
+)
+
+func TestLedger(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	exchanges := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "periscope_gateway_exchanges_total"}, []string{"outcome"})
+	batches := prometheus.NewCounter(prometheus.CounterOpts{Name: "periscope_gateway_batches_total"})
+	events := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "periscope_ingest_events_total"}, []string{"outcome"})
+	other := prometheus.NewCounter(prometheus.CounterOpts{Name: "periscope_console_requests_total"})
+	reg.MustRegister(exchanges, batches, events, other)
+	for outcome, n := range map[string]float64{"seen": 100, "mirrored": 40, "sampled_out": 50, "excluded": 7, "errors": 1} {
+		exchanges.WithLabelValues(outcome).Add(n)
+	}
+	batches.Add(5)
+	events.WithLabelValues("accepted").Add(30)
+	events.WithLabelValues("dropped_ring_full").Add(4)
+	other.Add(9)
+	counts := ledgerCounts(reg)
+	if counts[`periscope_gateway_exchanges_total{outcome="seen"}`] != 100 || counts["periscope_gateway_batches_total"] != 5 || len(counts) != 8 {
+		t.Errorf("counts: %v", counts)
+	}
+	l := newLedger([]xdsnode.Reporter{{Node: "one", Counts: counts}, {Node: "two", Counts: counts}})
+	if len(l.Nodes) != 2 || len(l.Steps) != 5 {
+		t.Fatalf("%+v", l)
+	}
+	for i, want := range []struct {
+		count      uint64
+		difference int64
+		reason     string
+	}{
+		{200, 6, "an error of the plugin (2)"},
+		{10, 10, "lost"},
+		{80, 12, "lost with their batches"},
+		{60, 60, "waiting"},
+		{0, 0, ""},
+	} {
+		s := l.Steps[i]
+		if s.Count != want.count || s.Difference != want.difference || !strings.Contains(s.Reason, want.reason) || (want.difference == 0) != (s.Reason == "") {
+			t.Errorf("%s: %+v, want %+v", s.Step, s, want)
+		}
+	}
+}
