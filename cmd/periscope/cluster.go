@@ -31,17 +31,16 @@ func (c *control) openCluster() error {
 	if f.kubeconfig == "" && !f.inCluster {
 		return nil
 	}
-	var config *rest.Config
 	var err error
 	if f.inCluster {
-		config, err = rest.InClusterConfig()
+		c.kube, err = rest.InClusterConfig()
 	} else {
-		config, err = clientcmd.BuildConfigFromFlags("", f.kubeconfig)
+		c.kube, err = clientcmd.BuildConfigFromFlags("", f.kubeconfig)
 	}
 	if err != nil {
 		return fmt.Errorf("find the Kubernetes API: %w", err)
 	}
-	c.cluster, err = topology.New(topology.Config{REST: config, Logger: c.cfg.logger, Registerer: c.registry, SyncTimeout: clusterWait})
+	c.cluster, err = topology.New(topology.Config{REST: c.kube, Logger: c.cfg.logger, Registerer: c.registry, SyncTimeout: clusterWait})
 	return err
 }
 

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"k8s.io/client-go/rest"
 
 	"github.com/periscope-mesh/periscope/localweb"
 	"github.com/periscope-mesh/periscope/mirror"
@@ -55,8 +56,9 @@ type controlFlags struct {
 	inCluster  bool
 	form       string
 	// Where istiods say what became of what they are served.
-	istiods     []string
-	istiodToken string
+	istiods         []string
+	istiodNamespace string
+	istiodToken     string
 	// Which build of the plugin gateways run; the default inside periscope up.
 	plugin pluginFlags
 }
@@ -65,8 +67,9 @@ type controlFlags struct {
 func (f *controlFlags) addMesh(flags *pflag.FlagSet) {
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster whose ingress gateways are supplied through its istiods")
 	flags.BoolVar(&f.inCluster, "in-cluster", false, "the cluster is the one that this process runs in")
-	flags.StringSliceVar(&f.istiods, "istiod", nil, "base URL of an istiod's monitoring port, such as http://10.0.0.7:15014, to read back what became of our resources; one for each istiod pod, never a service; may be repeated")
-	flags.StringVar(&f.istiodToken, "istiod-token", "", "file with the projected service-account token to show istiods; those on this host ask for none")
+	flags.StringSliceVar(&f.istiods, "istiod", nil, "base URL of an istiod's monitoring port, such as http://10.0.0.7:15014, to read back what became of our resources; one for each istiod pod, never a service; may be repeated; default: the ready pods with label app=istiod in --istiod-namespace")
+	flags.StringVar(&f.istiodNamespace, "istiod-namespace", "istio-system", "namespace in which istiods are found by their pods, unless --istiod names them")
+	flags.StringVar(&f.istiodToken, "istiod-token", "", "file with the projected service-account token, of audience istio-ca, to show istiods; those on this host ask for none; default: "+istiodToken+" if it is there")
 	flags.StringVar(&f.form, "form", string(mcp.FormEnvoyFilter), "Istio's resources that carry the plugin: EnvoyFilter, or TrafficExtension (Istio 1.30 and later; each change closes connections)")
 }
 
@@ -174,7 +177,7 @@ type controlConfig struct {
 //
 //	policy files ─► [1] source ──┬─► mirror.Compile ─► plan ─┬─► gateway.Maker ────┬─► [2] xDS server ─► gateways, nodes, istiods
 //	Kubernetes ───► [1] cluster ─┘                           ├─► node.Snapshot ────┤       │
-//	istiods ◄───── [1] readback                              └─► mcp.Maker ────────┘       │
+//	istiods ◄───── [1] readback ◄── Kubernetes               └─► mcp.Maker ────────┘       │
 //	operators ─► [4] /debug ◄─────────────────────────────── acknowledged, refused ────────┘
 //	             [3] listeners
 type control struct {
@@ -183,6 +186,7 @@ type control struct {
 	static   mirror.Topology // by flags
 	gateway  gateway.Config
 	mcp      mcp.Config
+	kube     *rest.Config      // of the cluster; nil: there is none
 	cluster  *topology.Watcher // nil: no istiod is supplied
 	readback *readback         // nil: no istiod is asked
 	plugins  *plugins          // which build each gateway runs
@@ -375,7 +379,7 @@ func (c *control) run(ctx context.Context) error {
 		group.Go(func() error { return c.cluster.Run(ctx, c.observe) })
 	}
 	if c.readback != nil {
-		group.Go(func() error { return c.readback.poller.Run(ctx) })
+		group.Go(func() error { return c.readback.run(ctx) })
 	}
 	group.Go(func() error { return c.runRollout(ctx) })
 	return group.Wait()

@@ -1,50 +1,88 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/xds/istiod"
 	"github.com/periscope-mesh/periscope/xds/mcp"
 )
 
+// istiodToken is where the token for istiods is, unless --istiod-token says
+// otherwise: where Istio's own pods have theirs.
+const istiodToken = "/var/run/secrets/tokens/istio-token"
+
 // readback asks istiods what became of what they are served.
 type readback struct {
-	poller *istiod.Poller
-	mu     sync.Mutex
-	served istiod.Served
-	serial uint64 // of what is served
+	poller    *istiod.Poller
+	discovery *istiod.Discovery // nil: flags name the istiods
+	mu        sync.Mutex
+	served    istiod.Served
+	serial    uint64 // of what is served
 }
 
-// openReadback makes it, if istiods are named.
+// openReadback makes it, if istiods are supplied.
 func (c *control) openReadback() error {
-	f := c.cfg.controlFlags
-	if len(f.istiods) == 0 || c.cluster == nil {
+	if c.cluster == nil {
 		return nil
 	}
+	f := c.cfg.controlFlags
 	r := &readback{}
-	var token func() (string, error)
-	if f.istiodToken != "" {
-		token = func() (string, error) {
-			raw, err := os.ReadFile(f.istiodToken)
-			if err != nil {
-				return "", fmt.Errorf("--istiod-token: %w", err)
-			}
-			return strings.TrimSpace(string(raw)), nil
+	endpoints := func() ([]string, error) { return f.istiods, nil }
+	if len(f.istiods) == 0 {
+		client, err := kubernetes.NewForConfig(c.kube)
+		if err != nil {
+			return fmt.Errorf("find istiods: %w", err)
 		}
+		if r.discovery, err = istiod.NewDiscovery(client, f.istiodNamespace); err != nil {
+			return fmt.Errorf("--istiod-namespace: %w", err)
+		}
+		endpoints = r.discovery.Endpoints
 	}
 	var err error
 	r.poller, err = istiod.New(istiod.Config{
-		Endpoints: func() []string { return f.istiods }, Served: r.current, Token: token, Logger: c.cfg.logger, Registerer: c.registry})
+		Endpoints: endpoints, Served: r.current, Token: readToken(f.istiodToken, istiodToken), Logger: c.cfg.logger, Registerer: c.registry})
 	if err != nil {
 		return fmt.Errorf("--istiod: %w", err)
 	}
 	c.readback = r
 	return nil
+}
+
+// readToken gives what reads the token from the named file or, if none is
+// named, from the usual one; nil if that isn't there.
+func readToken(named, usual string) func() (string, error) {
+	if named == "" {
+		if _, err := os.Stat(usual); err != nil {
+			return nil
+		}
+		named = usual
+	}
+	return func() (string, error) {
+		raw, err := os.ReadFile(named)
+		if err != nil {
+			return "", fmt.Errorf("--istiod-token: %w", err)
+		}
+		return strings.TrimSpace(string(raw)), nil
+	}
+}
+
+// run asks until the context ends.
+func (r *readback) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.poller.Run(ctx) })
+	if r.discovery != nil {
+		group.Go(func() error { return r.discovery.Run(ctx, r.poller.Refresh) })
+	}
+	return group.Wait()
 }
 
 func (r *readback) current() istiod.Served {

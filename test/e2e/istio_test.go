@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -166,6 +167,9 @@ func TestOverlayRegisters(t *testing.T) {
 	}
 	c.Namespace(t, "istio-system")
 	c.Apply(t, string(manifest))
+	if !regexp.MustCompile(`name: DEBUG_ENDPOINT_AUTH_ALLOWED_NAMESPACES\n\s+value: "?periscope-system"?\n`).Match(manifest) {
+		t.Error("istiod would not let the control plane read back")
+	}
 	var config struct {
 		Data struct{ Mesh string } `json:"data"`
 	}

@@ -1,14 +1,14 @@
 // Package istiod reads back what istiods did with the resources that we serve
 // them: whether each has them in its store, whether it pushed them to the
 // gateways connected to it, and what Envoy replied. An istiod never says so to
-// a config source itself.
+// a config source itself. It finds istiods by their pods, or is told of them.
 //
 // It never takes silence for success: what can't be read, or isn't shown by a
 // push made after the resource arrived, is not reported as done. It only reads,
 // and asks rarely, since each page is the whole mesh's: after a push at short
 // and growing intervals, otherwise every Config.Interval.
 //
-// cmd/periscope may import it; it needs nothing of ours.
+// cmd/periscope may import it; it imports nothing of ours.
 package istiod
 
 import (
@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -29,6 +30,7 @@ import (
 const (
 	defaultInterval = 10 * time.Second
 	firstDelay      = 150 * time.Millisecond // after a Refresh: istiod waits for 100 ms before it pushes
+	dialTimeout     = 2 * time.Second        // a host that is gone holds up the others no longer
 	maxIstiods      = 256                    // asked; beyond them, none
 	parallel        = 8                      // asked at a time
 	busy            = 10                     // reading takes at most a part in so many of the time
@@ -38,8 +40,9 @@ const (
 type Config struct {
 	// Endpoints gives the base URLs of istiods' monitoring ports, such as
 	// http://10.0.0.4:15014: each of them, since each knows only the gateways
-	// connected to it. Never a Service's, which leads to any one.
-	Endpoints func() []string
+	// connected to it. Never a Service's, which leads to any one. An error says
+	// why they may not be all.
+	Endpoints func() ([]string, error)
 	// Served gives what istiods are served now.
 	Served func() Served
 	// Token gives the projected service-account token to show; nil for
@@ -60,6 +63,7 @@ type State struct {
 	At      time.Time `json:"time,omitzero"` // of the last reading; zero: there was none
 	Serial  uint64    `json:"-"`             // Served's, when istiods were asked
 	Istiods []Istiod  `json:"istiods"`
+	Problem string    `json:"problem,omitempty"` // why these may not be all istiods
 	Verdict
 }
 
@@ -72,7 +76,7 @@ type Istiod struct {
 
 // Poller asks istiods.
 type Poller struct {
-	endpoints func() []string
+	endpoints func() ([]string, error)
 	served    func() Served
 	token     func() (string, error)
 	client    *http.Client
@@ -100,7 +104,8 @@ func New(c Config) (*Poller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make istiod poller: %w", err)
 	}
-	client := http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute}}
+	client := http.Client{Transport: &http.Transport{
+		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext, MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute}}
 	if c.HTTPClient != nil {
 		client = *c.HTTPClient
 	}
@@ -181,7 +186,7 @@ func (p *Poller) publish(s State) {
 }
 
 func same(a, b State) bool {
-	return slices.Equal(a.Istiods, b.Istiods) && slices.Equal(a.Resources, b.Resources) &&
+	return a.Problem == b.Problem && slices.Equal(a.Istiods, b.Istiods) && slices.Equal(a.Resources, b.Resources) &&
 		slices.Equal(a.Pods, b.Pods) && slices.Equal(a.Gateways, b.Gateways)
 }
 
@@ -189,11 +194,9 @@ func same(a, b State) bool {
 // show nothing new but by a change elsewhere.
 func (p *Poller) poll(ctx context.Context) (State, bool) {
 	served := p.served()
-	urls := slices.Sorted(slices.Values(p.endpoints()))
-	urls = slices.Compact(urls)
-	if len(urls) > maxIstiods {
-		p.complain("", fmt.Sprintf("%d istiods are known; those beyond the first %d are not asked", len(urls), maxIstiods))
-		urls = urls[:maxIstiods]
+	urls, problem := p.whom()
+	if ctx.Err() == nil {
+		p.complain("", problem)
 	}
 	readings, pods := make([]Reading, len(urls)), concerned(served)
 	var group errgroup.Group
@@ -205,7 +208,7 @@ func (p *Poller) poll(ctx context.Context) (State, bool) {
 		})
 	}
 	_ = group.Wait() // none fails: a reading tells its problem
-	state := State{At: time.Now().UTC(), Serial: served.Serial, Verdict: Judge(served, readings)}
+	state := State{At: time.Now().UTC(), Serial: served.Serial, Problem: problem, Verdict: Judge(served, readings, problem)}
 	last := make(map[string]Reading, len(readings))
 	for _, r := range readings {
 		last[r.Istiod] = r
@@ -228,6 +231,20 @@ func (p *Poller) poll(ctx context.Context) (State, bool) {
 		return s.Stage == Pending || s.Stage == Pushed || s.Stage == Accepted && s.Pod != ""
 	})
 	return state, settled
+}
+
+// whom gives the istiods to ask, and says why they may not be all.
+func (p *Poller) whom() (urls []string, problem string) {
+	urls, err := p.endpoints()
+	if err != nil {
+		problem = clip(err.Error())
+	}
+	urls = slices.Compact(slices.Sorted(slices.Values(urls)))
+	if len(urls) > maxIstiods {
+		problem = fmt.Sprintf("%d istiods are known; those beyond the first %d are not asked", len(urls), maxIstiods)
+		urls = urls[:maxIstiods]
+	}
+	return urls, problem
 }
 
 // read asks one istiod. The gateways come first: what they have been sent when
@@ -312,9 +329,14 @@ func concerned(s Served) map[string][]string {
 	return out
 }
 
-// complain logs what goes wrong with an istiod unless it did so last time.
+// complain logs what goes wrong with an istiod, or, without a URL, with finding
+// them, unless it did so last time.
 func (p *Poller) complain(url, problem string) {
-	if problem != "" && p.complaints[url] != problem {
+	switch {
+	case problem == "" || p.complaints[url] == problem:
+	case url == "":
+		p.log.Warn("not every istiod is known", "problem", problem)
+	default:
 		p.log.Warn("istiod not read", "istiod", url, "problem", problem)
 	}
 	p.complaints[url] = problem

@@ -157,7 +157,7 @@ func TestPoller(t *testing.T) {
 	n := 0
 	served := servedNow("v2")
 	p := start(t, Config{
-		Endpoints: func() []string { return []string{server.URL, server.URL} },
+		Endpoints: func() ([]string, error) { return []string{server.URL, server.URL}, nil },
 		Served:    func() Served { return served },
 		Token:     func() (string, error) { n++; return fmt.Sprintf("token-%d\n", n), nil },
 		Interval:  20 * time.Millisecond,
@@ -214,7 +214,7 @@ func TestRefresh(t *testing.T) {
 	defer server.Close()
 	states := make(chan State, 10)
 	p := start(t, Config{
-		Endpoints: func() []string { return []string{server.URL} }, Served: func() Served { return Served{} },
+		Endpoints: func() ([]string, error) { return []string{server.URL}, nil }, Served: func() Served { return Served{} },
 		Interval: time.Hour, Changed: func(s State) { states <- s },
 	})
 	<-states // nothing is served: settled, and the next reading is an hour away
@@ -263,7 +263,7 @@ func TestProblems(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			registry := prometheus.NewRegistry()
-			p, err := New(Config{Endpoints: func() []string { return []string{c.url} }, Served: func() Served { return servedNow("v") },
+			p, err := New(Config{Endpoints: func() ([]string, error) { return []string{c.url}, nil }, Served: func() Served { return servedNow("v") },
 				Token: c.token, Logger: slog.New(slog.DiscardHandler), Registerer: registry})
 			if err != nil {
 				t.Fatal(err)
@@ -278,6 +278,37 @@ func TestProblems(t *testing.T) {
 				t.Errorf("%v reads are ok", n)
 			}
 		})
+	}
+}
+
+// What keeps istiods from being known is told, once, and those known are asked.
+func TestNotAllKnown(t *testing.T) {
+	f := &fake{}
+	f.set(http.StatusOK, configz("v1"), syncz("n1", "n1"))
+	server := httptest.NewServer(f)
+	defer server.Close()
+	var logs strings.Builder
+	p, err := New(Config{Endpoints: func() ([]string, error) { return []string{server.URL}, errors.New("pods is forbidden") },
+		Served: func() Served {
+			s := servedNow("v1")
+			s.Gateways[0].Pods = append(s.Gateways[0].Pods, "elsewhere")
+			return s
+		}, Logger: slog.New(slog.NewTextHandler(&logs, nil)), Registerer: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.client.CloseIdleConnections()
+	for range 2 {
+		s, _ := p.poll(t.Context())
+		if g := s.Gateways[0]; g.Stage != Unknown || g.Pod != "elsewhere" || !strings.Contains(g.Reason, "pods is forbidden") {
+			t.Errorf("got %+v", g)
+		}
+		if s.Problem != "pods is forbidden" || len(s.Istiods) != 1 || s.Istiods[0].Problem != "" {
+			t.Errorf("got %q, %v", s.Problem, s.Istiods)
+		}
+	}
+	if n := strings.Count(logs.String(), "not every istiod is known"); n != 1 {
+		t.Errorf("told %d times: %s", n, logs.String())
 	}
 }
 

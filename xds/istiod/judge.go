@@ -134,9 +134,10 @@ type Verdict struct {
 // Judge says how far what is served has come. Nothing counts as done without
 // evidence: a push counts only if it was made after istiod had the resource,
 // an acknowledgement only if it is of the last push of each type concerned,
-// and what can't be read is unknown.
-func Judge(served Served, readings []Reading) Verdict {
-	j := judge{served: served, readings: slices.Clone(readings), held: map[string][]Status{}}
+// and what can't be read is unknown. unlisted says why there may be istiods
+// without a reading; empty: there are none.
+func Judge(served Served, readings []Reading, unlisted string) Verdict {
+	j := judge{served: served, unlisted: unlisted, readings: slices.Clone(readings), held: map[string][]Status{}}
 	slices.SortFunc(j.readings, func(a, b Reading) int { return cmp.Compare(a.Istiod, b.Istiod) })
 	var v Verdict
 	for _, key := range slices.Sorted(maps.Keys(served.Resources)) {
@@ -163,6 +164,7 @@ func Judge(served Served, readings []Reading) Verdict {
 type judge struct {
 	served   Served
 	readings []Reading
+	unlisted string
 	held     map[string][]Status // a resource's, one for each reading
 }
 
@@ -236,6 +238,8 @@ func (j *judge) absent() string {
 		}
 	}
 	switch {
+	case j.unlisted != "":
+		return clip("not every istiod is known: " + j.unlisted)
 	case len(j.readings) == 0:
 		return "no istiod is known to ask"
 	case len(silent) > 0:
@@ -312,8 +316,8 @@ func (j *judge) gateway(g *Gateway, pods []Status) Status {
 	if len(pods) > 0 {
 		return s
 	}
-	s.Stage, s.Reason = Unknown, "no istiod is known to ask"
-	if len(j.readings) == 0 {
+	if j.unlisted != "" || len(j.readings) == 0 {
+		s.Stage, s.Reason = Unknown, j.absent()
 		return s
 	}
 	s.Stage, s.Reason = Accepted, "the gateway has no pods"

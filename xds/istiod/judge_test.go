@@ -80,7 +80,7 @@ func TestJudge(t *testing.T) {
 			v := Judge(Served{
 				Resources: map[string]Resource{key: {Version: "v2", Since: c.since, Types: []string{TypeCluster}}},
 				Gateways:  []Gateway{g, {ID: "ns/idle"}},
-			}, c.readings)
+			}, c.readings, "")
 			if len(v.Gateways) != 1 || len(v.Pods) != len(g.Pods) || len(v.Resources) != len(c.readings) {
 				t.Fatalf("%+v", v)
 			}
@@ -102,17 +102,48 @@ func TestJudgeTakesTheLast(t *testing.T) {
 		Gateways:  []Gateway{{ID: "ns/gw", Namespace: "ns", Pods: []string{"a", "b"}, Resources: []string{key}}},
 	}
 	readings := []Reading{{Istiod: near, At: later, Held: held, Proxies: map[string]Proxy{"a.ns": p, "b.ns": exchange("n2", "n1", 2*time.Second, "")}}}
-	if g := Judge(served, readings).Gateways[0]; g.Stage != Pushed || g.Pod != "b" || g.Istiod != near {
+	if g := Judge(served, readings, "").Gateways[0]; g.Stage != Pushed || g.Pod != "b" || g.Istiod != near {
 		t.Errorf("two pods: %+v", g)
 	}
 	served.Gateways[0].Pods = []string{"a"}
 	served.Resources[key] = Resource{Version: "v2", Since: epoch}
-	if g := Judge(served, readings).Gateways[0]; g.Stage != Accepted || !strings.Contains(g.Reason, "no Listener yet") {
+	if g := Judge(served, readings, "").Gateways[0]; g.Stage != Accepted || !strings.Contains(g.Reason, "no Listener yet") {
 		t.Errorf("all types: %+v", g)
 	}
 	served.Gateways[0].Resources = append(served.Gateways[0].Resources, "EnvoyFilter/ns/missing")
-	if g := Judge(served, readings).Gateways[0]; g.Stage != Unknown || !strings.Contains(g.Reason, "nothing of that name") {
+	if g := Judge(served, readings, "").Gateways[0]; g.Stage != Unknown || !strings.Contains(g.Reason, "nothing of that name") {
 		t.Errorf("an unknown resource: %+v", g)
+	}
+}
+
+// Where there may be istiods that nobody knows, only what is seen counts.
+func TestJudgeUnlisted(t *testing.T) {
+	served := Served{
+		Resources: map[string]Resource{key: {Version: "v2", Since: epoch, Types: []string{TypeCluster}}},
+		Gateways: []Gateway{
+			{ID: "ns/seen", Namespace: "ns", Pods: []string{"gw-0"}, Resources: []string{key}},
+			{ID: "ns/unseen", Namespace: "ns", Pods: []string{"gw-1"}, Resources: []string{key}},
+			{ID: "ns/without-pods", Namespace: "ns", Resources: []string{key}},
+		},
+	}
+	reading := Reading{Istiod: near, At: later, Held: map[string]Held{key: {Version: "v2", Arrived: true}},
+		Proxies: map[string]Proxy{"gw-0.ns": exchange("n2", "n2", 2*time.Second, "")}}
+	for name, c := range map[string]struct {
+		readings []Reading
+		seen     Stage
+	}{
+		"none": {nil, Unknown},
+		"some": {[]Reading{reading}, Acknowledged},
+	} {
+		for i, g := range Judge(served, c.readings, "pods is forbidden").Gateways {
+			want, reason := Unknown, "not every istiod is known: pods is forbidden"
+			if i == 0 && c.seen == Acknowledged {
+				want, reason = Acknowledged, ""
+			}
+			if g.Stage != want || g.Reason != reason {
+				t.Errorf("%s known: %+v", name, g)
+			}
+		}
 	}
 }
 

@@ -128,7 +128,7 @@ func TestRealIstiod(t *testing.T) {
 	set("g1")
 	endpoints := []string{near}
 	endpoints = append(endpoints, "http://"+net.JoinHostPort(netnstest.Address, port))
-	p := start(t, Config{Endpoints: func() []string { return endpoints }, Served: func() Served { return *served.Load() }, Interval: 200 * time.Millisecond})
+	p := start(t, Config{Endpoints: func() ([]string, error) { return endpoints, nil }, Served: func() Served { return *served.Load() }, Interval: 200 * time.Millisecond})
 	is := func(stage Stage, reason string) func() bool {
 		return func() bool {
 			s := p.State()
@@ -202,14 +202,20 @@ func start(t *testing.T, c Config) *Poller {
 	if err != nil {
 		t.Fatal(err)
 	}
+	background(t, p.Run)
+	return p
+}
+
+// background runs something until the test ends.
+func background(t *testing.T, run func(context.Context) error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
+	go func() { done <- run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return p
 }
