@@ -105,6 +105,14 @@ func Start(t testing.TB, bootstrap map[string]any, args ...string) *Envoy {
 	return e
 }
 
+// Signal sends Envoy a signal, such as SIGSTOP, which has it say nothing.
+func (e *Envoy) Signal(sig syscall.Signal) {
+	e.t.Helper()
+	if err := e.cmd.Process.Signal(sig); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
 func (e *Envoy) get(path string) (string, error) {
 	res, err := http.Get("http://" + e.Admin + path)
 	if err != nil {

@@ -34,6 +34,9 @@ const (
 	// to acknowledge, before pushes that it made before we looked count. It
 	// delays a push by 10 s at most.
 	settle = 30 * time.Second
+	// hearsay is how old a push must be before istiod's word of an error counts
+	// against it: the error may be of an earlier push, until Envoy replies.
+	hearsay = skew + 3*time.Second
 	// skew is how far istiod's clock may seem to be off: its Date header has
 	// whole seconds.
 	skew = 2 * time.Second
@@ -110,7 +113,7 @@ type Exchange struct {
 	Sent   string // nonce
 	Acked  string // nonce last acknowledged
 	SentAt time.Time
-	Error  string // Envoy's, until it acknowledges something
+	Error  string // Envoy's, of this push or one before, until it acknowledges one
 }
 
 // Status says how far something has come.
@@ -285,10 +288,12 @@ func push(want Resource, r *Reading, have Held, id string) (Stage, string) {
 			got, why = Accepted, "istiod has sent the gateway no "+short(typeURL)+" yet"
 		case !carries(e, want, r, have, have.Before[id][typeURL]):
 			got, why = Accepted, "istiod has sent the gateway no "+short(typeURL)+" since it has this version"
-		case e.Error != "":
-			got, why = Refused, "Envoy refuses "+short(typeURL)+": "+e.Error
 		case e.Acked == e.Sent:
 			got = Acknowledged
+		case e.Error != "" && r.At.Add(r.Ahead).Sub(e.SentAt) < hearsay:
+			why = "Envoy refused this " + short(typeURL) + " or the one before: " + e.Error
+		case e.Error != "":
+			got, why = Refused, "Envoy refuses "+short(typeURL)+": "+e.Error
 		}
 		if got.rank() < stage.rank() {
 			stage, reason = got, why

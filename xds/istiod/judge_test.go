@@ -147,6 +147,38 @@ func TestJudgeUnlisted(t *testing.T) {
 	}
 }
 
+// An error that istiod reports may be of the push before the last, until Envoy
+// replies to that one.
+func TestJudgeHearsay(t *testing.T) {
+	served := Served{
+		Resources: map[string]Resource{key: {Version: "v3", Since: epoch, Types: []string{TypeCluster}}},
+		Gateways:  []Gateway{{ID: "ns/gw", Namespace: "ns", Pods: []string{"gw-0"}, Resources: []string{key}}},
+	}
+	before := map[string]Proxy{"gw-0.ns": exchange("n2", "n1", -time.Minute, "broken")}
+	for name, c := range map[string]struct {
+		push   Proxy
+		after  time.Duration // the reading, after the push
+		ahead  time.Duration
+		stage  Stage
+		reason string
+	}{
+		"just pushed":                        {exchange("n3", "n1", time.Second, "broken"), time.Second, 0, Pushed, "this Cluster or the one before: broken"},
+		"just pushed, istiod's clock is off": {exchange("n3", "n1", time.Hour, "broken"), time.Second - time.Hour, time.Hour, Pushed, "broken"},
+		"no reply but the error":             {exchange("n3", "n1", time.Second, "broken"), hearsay, 0, Refused, "Envoy refuses Cluster: broken"},
+		"acknowledged, the error is cleared": {exchange("n3", "n3", time.Second, ""), time.Second, 0, Acknowledged, ""},
+		"acknowledged, the error is left":    {exchange("n3", "n3", time.Second, "broken"), time.Hour, 0, Acknowledged, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := c.push[TypeCluster].SentAt.Add(c.after)
+			g := Judge(served, []Reading{{Istiod: near, At: at, Ahead: c.ahead, Proxies: map[string]Proxy{"gw-0.ns": c.push},
+				Held: map[string]Held{key: {Version: "v3", Arrived: true, Before: before}}}}, "").Gateways[0]
+			if g.Stage != c.stage || !strings.Contains(g.Reason, c.reason) {
+				t.Errorf("got %+v, want %s: %s", g, c.stage, c.reason)
+			}
+		})
+	}
+}
+
 // What was known of an istiod decides which pushes count later.
 func TestHold(t *testing.T) {
 	pods := map[string][]string{key: {"gw-0.ns"}}

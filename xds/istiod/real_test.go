@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -111,7 +112,7 @@ func TestRealIstiod(t *testing.T) {
 	_, port, _ := net.SplitHostPort(i.Monitoring)
 	near := "http://127.0.0.1:" + port
 	_, grpcPort, _ := net.SplitHostPort(i.GRPC)
-	kubetest.StartRouter(t, kubetest.RouterConfig{XDS: "127.0.0.1:" + grpcPort, Name: "gw-0", Namespace: "ingress",
+	gateway := kubetest.StartRouter(t, kubetest.RouterConfig{XDS: "127.0.0.1:" + grpcPort, Name: "gw-0", Namespace: "ingress",
 		Labels: map[string]string{"istio": "public"}, IP: "10.1.1.1"})
 
 	good, invalid := Key("EnvoyFilter", "ingress", "good"), Key("EnvoyFilter", "ingress", "invalid")
@@ -163,9 +164,14 @@ func TestRealIstiod(t *testing.T) {
 	}
 	t.Logf("refused: %s", p.State().Gateways[0].Reason)
 
+	// istiod goes on showing the error when it pushes the next version, and while
+	// Envoy says nothing that isn't a word against the new one.
+	gateway.Signal(syscall.SIGSTOP)
 	src.serve(t, envoyFilter(t, "good", "g4", durationpb.New(time.Second)), bad)
 	set("g4")
 	p.Refresh()
+	envoytest.Eventually(t, 20*time.Second, "the error may be of the push before", is(Pushed, "or the one before: "))
+	gateway.Signal(syscall.SIGCONT)
 	envoytest.Eventually(t, 20*time.Second, "Envoy acknowledges again", is(Acknowledged, ""))
 }
 
