@@ -24,6 +24,17 @@ import (
 // is waited for.
 func (c *Cluster) Apply(t testing.TB, text string) {
 	t.Helper()
+	c.apply(t, text, "")
+}
+
+// ApplyStatus is Apply for the status of objects that exist.
+func (c *Cluster) ApplyStatus(t testing.TB, text string) {
+	t.Helper()
+	c.apply(t, text, "/status")
+}
+
+func (c *Cluster) apply(t testing.TB, text, subresource string) {
+	t.Helper()
 	for d := yaml.NewDecoder(strings.NewReader(text)); ; {
 		var object map[string]any
 		if err := d.Decode(&object); errors.Is(err, io.EOF) {
@@ -43,7 +54,7 @@ func (c *Cluster) Apply(t testing.TB, text string) {
 			if err != nil {
 				return false
 			}
-			status, out, err := c.do(t.Context(), http.MethodPatch, path+"?fieldManager=kubetest&force=true", "application/apply-patch+yaml", body)
+			status, out, err := c.do(t.Context(), http.MethodPatch, path+subresource+"?fieldManager=kubetest&force=true", "application/apply-patch+yaml", body)
 			if err != nil {
 				return false
 			}
@@ -120,6 +131,42 @@ func (c *Cluster) path(t testing.TB, object map[string]any) (string, error) {
 		return base + "/" + r.Name + "/" + name, nil
 	}
 	return "", fmt.Errorf("%s has no kind %s", version, kind)
+}
+
+// ServiceAccountToken makes a service account, unless there is one, and gives a
+// token of it for an audience, as the projected volume of a pod has it. Without
+// an audience it is for the API server itself.
+func (c *Cluster) ServiceAccountToken(t testing.TB, namespace, name, audience string) string {
+	t.Helper()
+	c.Apply(t, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: "+name+", namespace: "+namespace+"}\n")
+	var review struct {
+		APIVersion string `json:"apiVersion"`
+		Kind       string `json:"kind"`
+		Spec       struct {
+			Audiences         []string `json:"audiences,omitempty"`
+			ExpirationSeconds int      `json:"expirationSeconds"`
+		} `json:"spec"`
+		Status struct {
+			Token string `json:"token"`
+		} `json:"status,omitzero"`
+	}
+	review.APIVersion, review.Kind, review.Spec.ExpirationSeconds = "authentication.k8s.io/v1", "TokenRequest", 3600
+	if audience != "" {
+		review.Spec.Audiences = []string{audience}
+	}
+	body, err := json.Marshal(review)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := "/api/v1/namespaces/" + namespace + "/serviceaccounts/" + name + "/token"
+	status, out, err := c.do(t.Context(), http.MethodPost, path, "application/json", body)
+	if err != nil || status >= 300 {
+		t.Fatalf("request a token of %s/%s: %d %s %v", namespace, name, status, out, err)
+	}
+	if err := json.Unmarshal(out, &review); err != nil || review.Status.Token == "" {
+		t.Fatalf("request a token of %s/%s: %v", namespace, name, err)
+	}
+	return review.Status.Token
 }
 
 // Namespace makes a namespace.

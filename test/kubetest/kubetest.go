@@ -223,13 +223,19 @@ func (c *Cluster) connect(t testing.TB) {
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
 	c.client = &http.Client{Timeout: 30 * time.Second, Transport: transport}
 	t.Cleanup(transport.CloseIdleConnections)
-	writeFile(t, c.Kubeconfig, fmt.Sprintf(`apiVersion: v1
+	c.WriteKubeconfig(t, c.Kubeconfig, c.Token)
+}
+
+// WriteKubeconfig writes a kubeconfig for whom a token stands for.
+func (c *Cluster) WriteKubeconfig(t testing.TB, file, token string) {
+	t.Helper()
+	writeFile(t, file, fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: test, cluster: {server: %q, certificate-authority: %q}}]
-users: [{name: admin, user: {token: %q}}]
-contexts: [{name: test, context: {cluster: test, user: admin}}]
+users: [{name: user, user: {token: %q}}]
+contexts: [{name: test, context: {cluster: test, user: user}}]
 current-context: test
-`, c.URL, c.CAFile, c.Token))
+`, c.URL, c.CAFile, token))
 }
 
 // do sends a request to the API and gives status and body.

@@ -5,6 +5,7 @@
 package netnstest
 
 import (
+	"net/netip"
 	"os"
 	"os/exec"
 	"syscall"
@@ -13,13 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Address is the namespace's address that is not loopback's (RFC 5737).
-const Address = "198.51.100.10"
+// The namespace's addresses that are not loopback's (RFC 5737).
+const (
+	Address = "198.51.100.10"
+	Second  = "198.51.100.11"
+)
 
 const marker = "PERISCOPE_NETNS"
 
 // Isolate runs the calling test again, in a process in a new network namespace
-// that has loopback and Address. There it returns true, and the test goes on;
+// that has loopback, Address and Second. There it returns true, and the test goes on;
 // in the caller's process it returns false once that is done, and the test
 // should return.
 func Isolate(t *testing.T) bool {
@@ -53,7 +57,7 @@ func Isolate(t *testing.T) bool {
 	return false
 }
 
-// configure brings up loopback and gives it a second address.
+// configure brings up loopback and gives it further addresses.
 func configure() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -68,12 +72,17 @@ func configure() error {
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, up); err != nil {
 		return err
 	}
-	second, err := unix.NewIfreq("lo:1")
-	if err != nil {
-		return err
+	for alias, address := range map[string]string{"lo:1": Address, "lo:2": Second} {
+		further, err := unix.NewIfreq(alias)
+		if err != nil {
+			return err
+		}
+		if err := further.SetInet4Addr(netip.MustParseAddr(address).AsSlice()); err != nil {
+			return err
+		}
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFADDR, further); err != nil {
+			return err
+		}
 	}
-	if err := second.SetInet4Addr([]byte{198, 51, 100, 10}); err != nil {
-		return err
-	}
-	return unix.IoctlIfreq(fd, unix.SIOCSIFADDR, second)
+	return nil
 }
