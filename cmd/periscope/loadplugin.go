@@ -46,11 +46,11 @@ func loadPlugin(ctx context.Context, envoy string, b lua.Build) error {
 	case err == nil:
 		return nil
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("Envoy has not loaded it within %v: it runs for ever", loadTimeout)
+		return fmt.Errorf("not loaded by Envoy within %v: it runs for ever", loadTimeout)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	return fmt.Errorf("Envoy does not load it: %s", loadFault(out, err))
+	return fmt.Errorf("not loaded by Envoy: %s", loadFault(out, err))
 }
 
 // loadFault finds Envoy's own reason in what it printed.
