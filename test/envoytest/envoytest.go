@@ -56,6 +56,7 @@ type Envoy struct {
 	t     testing.TB
 	log   *bytes.Buffer
 	cmd   *exec.Cmd
+	ended chan struct{}
 }
 
 // baseID keeps the shared memory of Envoys on one host apart.
@@ -66,7 +67,7 @@ var baseID atomic.Int64
 func Start(t testing.TB, bootstrap map[string]any, args ...string) *Envoy {
 	t.Helper()
 	path := Path(t)
-	e := &Envoy{t: t, Admin: FreeAddr(t), log: &bytes.Buffer{}}
+	e := &Envoy{t: t, Admin: FreeAddr(t), log: &bytes.Buffer{}, ended: make(chan struct{})}
 	host, port, _ := net.SplitHostPort(e.Admin)
 	bootstrap["admin"] = map[string]any{"address": map[string]any{"socket_address": map[string]any{"address": host, "port_value": json.Number(port)}}}
 	raw, err := json.Marshal(bootstrap)
@@ -84,18 +85,16 @@ func Start(t testing.TB, bootstrap map[string]any, args ...string) *Envoy {
 	if err := e.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	exited := make(chan struct{})
-	go func() { _ = e.cmd.Wait(); close(exited) }()
+	go func() { _ = e.cmd.Wait(); close(e.ended) }()
 	t.Cleanup(func() {
-		_ = e.cmd.Process.Kill()
-		<-exited
+		e.Kill()
 		if t.Failed() {
 			t.Logf("Envoy's log:\n%s", e.log.String())
 		}
 	})
 	Eventually(t, 20*time.Second, "Envoy is live", func() bool {
 		select {
-		case <-exited:
+		case <-e.ended:
 			t.Fatalf("Envoy ended: %s", e.log.String())
 		default:
 		}
@@ -111,6 +110,12 @@ func (e *Envoy) Signal(sig syscall.Signal) {
 	if err := e.cmd.Process.Signal(sig); err != nil {
 		e.t.Fatal(err)
 	}
+}
+
+// Kill ends Envoy at once, as a crash would.
+func (e *Envoy) Kill() {
+	_ = e.cmd.Process.Kill()
+	<-e.ended
 }
 
 func (e *Envoy) get(path string) (string, error) {

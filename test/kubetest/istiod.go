@@ -16,6 +16,7 @@ type Istiod struct {
 	GRPC       string // xDS for proxies, plain text, host:port
 	Monitoring string // host:port of /metrics and /debug
 	HTTP       string // host:port of /ready and /debug
+	run        func() *Process
 }
 
 // IstiodConfig is what an istiod is started with.
@@ -25,6 +26,7 @@ type IstiodConfig struct {
 	Sources       []string // addresses for meshConfig.configSources beside k8s://, such as xds://127.0.0.1:15051
 	MeshConfig    string   // further lines of the mesh config
 	Revision      string
+	GatewayAPI    bool // on, but for what deploys gateways: that takes the injector's templates
 	Environment   []string
 	BindHost      string // default 127.0.0.1
 	Monitoring    string // host:port of /metrics and /debug; default any
@@ -63,15 +65,27 @@ func StartIstiod(t testing.TB, c IstiodConfig) *Istiod {
 	environment := append([]string{
 		"POD_NAME=" + c.Name, "POD_NAMESPACE=istio-system", "CLUSTER_ID=test", "ENABLE_CA_SERVER=false", "INJECT_ENABLED=false",
 		"VALIDATION_WEBHOOK_CONFIG_NAME=", "INJECTION_WEBHOOK_CONFIG_NAME=", "PILOT_ENABLE_METADATA_EXCHANGE=false", "PILOT_ENABLE_ALPN_FILTER=false",
-		"REVISION=" + c.Revision, "PILOT_ENABLE_GATEWAY_API=false",
+		"REVISION=" + c.Revision, fmt.Sprint("PILOT_ENABLE_GATEWAY_API=", c.GatewayAPI), "PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false",
 	}, c.Environment...)
-	i.Process = Run(t, c.Name, environment, path, "discovery", "--registries=Kubernetes", "--kubeconfig="+c.Cluster.Kubeconfig, "--meshConfig="+meshFile,
-		"--networksConfig=/nonexistent", "--grpcAddr="+i.GRPC, "--secureGRPCAddr=", "--httpAddr="+i.HTTP, "--httpsAddr=", "--monitoringAddr="+i.Monitoring,
-		"--ctrlz_address=127.0.0.1", "--ctrlz_port="+ctrlz)
+	i.run = func() *Process {
+		t.Helper()
+		return Run(t, c.Name, environment, path, "discovery", "--registries=Kubernetes", "--kubeconfig="+c.Cluster.Kubeconfig, "--meshConfig="+meshFile,
+			"--networksConfig=/nonexistent", "--grpcAddr="+i.GRPC, "--secureGRPCAddr=", "--httpAddr="+i.HTTP, "--httpsAddr=", "--monitoringAddr="+i.Monitoring,
+			"--ctrlz_address=127.0.0.1", "--ctrlz_port="+ctrlz)
+	}
+	i.Process = i.run()
 	if !c.NoWait {
 		i.AwaitReady(t)
 	}
 	return i
+}
+
+// Restart starts an istiod that has ended again, at the same addresses, and
+// waits until it is ready.
+func (i *Istiod) Restart(t testing.TB) {
+	t.Helper()
+	i.Process = i.run()
+	i.AwaitReady(t)
 }
 
 // AwaitReady waits until istiod is ready.
