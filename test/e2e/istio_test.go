@@ -22,6 +22,7 @@ import (
 // of its configuration.
 type mesh struct {
 	*rig
+	meshConfig
 	cluster *kubetest.Cluster
 	istiod  *kubetest.Istiod
 	gateway *envoytest.Envoy
@@ -30,7 +31,17 @@ type mesh struct {
 	policy  string // file
 	// monitoring is istiod's port of that name, which the control plane reads
 	// back from.
-	monitoring string
+	monitoring   string
+	upstreamPort string
+}
+
+// meshConfig is what differs between the meshes of tests.
+type meshConfig struct {
+	gatewayAPI bool
+	objects    func(namespace, port, upstreamPort string) string // the gateway's, in Kubernetes
+	pod        string                                            // the gateway's
+	labels     map[string]string                                 // the pod's
+	policies   string
 }
 
 const meshPolicy = `apiVersion: periscope.dev/v1alpha1
@@ -40,40 +51,56 @@ spec:
   targetRefs: [{group: networking.istio.io, kind: Gateway, name: web}]
 `
 
-// startMesh brings all of it up.
+// startMesh brings all of it up, with a Gateway of Istio's own API.
 func startMesh(t *testing.T) *mesh {
 	t.Helper()
-	m := &mesh{rig: newRig(t), cluster: kubetest.Start(t), policy: filepath.Join(t.TempDir(), "policy.yaml"), monitoring: envoytest.FreeAddr(t)}
+	return startMeshOf(t, meshConfig{pod: "gw-0", labels: map[string]string{"istio": "gw", "app": "gw"}, policies: meshPolicy,
+		objects: func(namespace, port, upstreamPort string) string {
+			return kubetest.WebGateway(namespace, "gw", port, upstreamPort) + "---" + gatewayPod("gw-0", port)
+		}})
+}
+
+// gatewayPod is one of the gateway's pods; its port is known by the name web.
+func gatewayPod(name, port string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: gw-ns, labels: {istio: gw, app: gw}}
+spec: {containers: [{name: istio-proxy, image: none, ports: [{name: web, containerPort: %s}]}]}
+`, name, port)
+}
+
+func startMeshOf(t *testing.T, c meshConfig) *mesh {
+	t.Helper()
+	m := &mesh{rig: newRig(t), meshConfig: c, cluster: kubetest.Start(t), policy: filepath.Join(t.TempDir(), "policy.yaml"), monitoring: envoytest.FreeAddr(t)}
 	m.cluster.InstallIstio(t)
+	if c.gatewayAPI {
+		m.cluster.InstallGatewayAPI(t)
+	}
 	m.cluster.Namespace(t, "gw-ns")
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "upstream") }))
 	t.Cleanup(upstream.Close)
-	_, upstreamPort, _ := net.SplitHostPort(strings.TrimPrefix(upstream.URL, "http://"))
+	_, m.upstreamPort, _ = net.SplitHostPort(strings.TrimPrefix(upstream.URL, "http://"))
 	_, port, _ := net.SplitHostPort(m.http)
-	m.cluster.Apply(t, kubetest.WebGateway("gw-ns", "gw", port, upstreamPort))
-	m.cluster.Apply(t, `
-apiVersion: v1
-kind: Pod
-metadata: {name: gw-0, namespace: gw-ns, labels: {istio: gw, app: gw}}
-spec: {containers: [{name: istio-proxy, image: none}]}
-`)
-	mustWrite(t, m.policy, meshPolicy)
+	m.cluster.Apply(t, c.objects("gw-ns", port, m.upstreamPort))
+	mustWrite(t, m.policy, c.policies)
 	m.control = m.startControl(t)
 	m.node = start(t, m.nodeArgs()...)
 	m.node.waitFor("node started")
 	view := start(t, "console", "--console", m.console, "--data", m.dataDir)
 	view.waitFor("console started")
-	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}, Monitoring: m.monitoring})
-	m.gateway = kubetest.StartRouter(t, kubetest.RouterConfig{XDS: m.istiod.GRPC, Name: "gw-0", Namespace: "gw-ns", IP: "127.0.0.9", Labels: map[string]string{"istio": "gw", "app": "gw"}})
-	envoytest.Eventually(t, 30*time.Second, "the gateway serves", func() bool {
-		res, err := http.Get("http://" + m.http + "/")
-		if err != nil {
-			return false
-		}
-		defer res.Body.Close()
-		return res.StatusCode == http.StatusOK
-	})
+	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}, Monitoring: m.monitoring, GatewayAPI: c.gatewayAPI})
+	m.gateway = m.startGateway(t, c.pod, m.http)
 	return m
+}
+
+// startGateway starts the Envoy of one of the gateway's pods, and waits until
+// it serves at an address.
+func (m *mesh) startGateway(t *testing.T, pod, address string) *envoytest.Envoy {
+	t.Helper()
+	e := kubetest.StartRouter(t, kubetest.RouterConfig{XDS: m.istiod.GRPC, Name: pod, Namespace: "gw-ns", IP: "127.0.0.9", Labels: m.labels})
+	envoytest.Eventually(t, 30*time.Second, pod+" serves", func() bool { return request(http.DefaultTransport, "http://"+address+"/") == nil })
+	return e
 }
 
 func (m *mesh) startControl(t *testing.T, args ...string) *process {
@@ -88,24 +115,31 @@ func (m *mesh) startControl(t *testing.T, args ...string) *process {
 // control plane is a source of istiod's, and follows the policy.
 func TestIstio(t *testing.T) {
 	m := startMesh(t)
+	m.follows(t, meshPolicy, "gw-ns/gw")
+}
+
+// follows shows the whole path: the attack is registered, each edit of the
+// policy is in effect within a second and touches no listener, and what Envoy
+// acknowledged is known. The policy's text must be last in its file.
+func (m *mesh) follows(t *testing.T, policy, gateway string) {
+	t.Helper()
 	if status, body := get(t, "http://"+m.http+"/etc/passwd"); status != http.StatusOK || body != "upstream" {
 		t.Errorf("the user got %d %s", status, body)
 	}
 	m.effect(t, true, func() { get(t, "http://"+m.http+"/warm") })
 	get(t, "http://"+m.http+"/etc/passwd")
-	m.attack(t, "the attack through Istio's gateway", func(a attackRow) bool { return a.Type == "path-traversal" && a.Gateway == "gw-ns/gw" })
+	m.attack(t, "the attack through Istio's gateway", func(a attackRow) bool { return a.Type == "path-traversal" && a.Gateway == gateway })
 
 	listeners := m.gateway.Stat("listener_manager.listener_modified")
 	for _, step := range []struct {
 		name, spec string
 		mirrored   bool
 	}{
-		{"off", strings.Replace(meshPolicy, "spec:", "spec:\n  mode: \"Off\"", 1), false},
-		{"on", meshPolicy, true},
-		{"excluded", meshPolicy + "  exclude: [{paths: [{value: /internal}]}]\n", false},
+		{"off", strings.Replace(policy, "spec:", "spec:\n  mode: \"Off\"", 1), false},
+		{"on", policy, true},
+		{"excluded", policy + "  exclude: [{paths: [{value: /internal}]}]\n", false},
 	} {
-		mustWrite(t, m.policy, step.spec)
-		took := m.effect(t, step.mirrored, func() { get(t, "http://"+m.http+"/internal/probe") })
+		took := m.edit(t, strings.Replace(m.policies, policy, step.spec, 1), step.mirrored)
 		t.Logf("%s: in effect after %v", step.name, took.Round(time.Millisecond))
 		if took > time.Second {
 			t.Errorf("%s: took %v", step.name, took)
@@ -120,37 +154,63 @@ func TestIstio(t *testing.T) {
 		}
 		getJSON(t, "http://"+m.debug+"/debug/policyz", &state)
 		g := state.Delivery.Gateways
-		return len(g) == 1 && g[0].Gateway == "gw-ns/gw" && g[0].Stage == "acknowledged"
+		return len(g) == 1 && g[0].Gateway == gateway && g[0].Stage == "acknowledged"
 	})
 	if n := m.gateway.Stat("listener_manager.listener_modified"); n != listeners {
 		t.Errorf("policy edits modified listeners %d times", n-listeners)
 	}
 }
 
-// Control plane, istiod and node are restarted in turn under steady load: no
+// edit rewrites the policies, and gives the time until what is internal is
+// mirrored, or is not, as wanted.
+func (m *mesh) edit(t *testing.T, policies string, mirrored bool) time.Duration {
+	t.Helper()
+	mustWrite(t, m.policy, policies)
+	return m.effect(t, mirrored, func() { get(t, "http://"+m.http+"/internal/probe") })
+}
+
+// resumes waits until mirroring goes on, and makes sure that no user noticed
+// what happened.
+func (m *mesh) resumes(t *testing.T, l *load, what string) {
+	t.Helper()
+	before := m.mirrored(t)
+	envoytest.Eventually(t, 20*time.Second, "mirroring goes on after "+what, func() bool { return m.mirrored(t) > before+20 })
+	if _, errs := l.cut(); len(errs) > 0 {
+		t.Errorf("%s: %d users' requests failed, such as %v", what, len(errs), errs[0])
+	}
+}
+
+// Control plane, node and istiod are restarted in turn under steady load: no
 // user's request fails, and mirroring resumes by itself.
 func TestIstioRestarts(t *testing.T) {
 	m := startMesh(t)
 	l := startLoad("http://"+m.http+"/api", 50, 4)
 	defer l.end()
-	resumes := func(what string) {
-		t.Helper()
-		before := m.mirrored(t)
-		envoytest.Eventually(t, 20*time.Second, "mirroring goes on after "+what, func() bool { return m.mirrored(t) > before+20 })
-		if _, errs := l.cut(); len(errs) > 0 {
-			t.Errorf("%s: %d users' requests failed, such as %v", what, len(errs), errs[0])
-		}
-	}
-	resumes("the start")
+	m.resumes(t, l, "the start")
 	m.control.stop(syscall.SIGKILL)
 	m.control = m.startControl(t)
-	resumes("a restart of the control plane")
+	m.resumes(t, l, "a restart of the control plane")
 	m.node.stop(syscall.SIGKILL)
 	m.node = start(t, m.nodeArgs()...)
 	m.node.waitFor("node started")
-	resumes("a restart of the node")
+	m.resumes(t, l, "a restart of the node")
 	m.istiod.Stop(syscall.SIGKILL)
-	resumes("the end of istiod")
+	m.resumes(t, l, "the end of istiod")
+
+	reconnects := m.gateway.Stat("cluster.xds-grpc.upstream_cx_total")
+	m.istiod.Restart(t)
+	envoytest.Eventually(t, time.Minute, "the gateway reconnects", func() bool { // Envoy waits longer each time
+		return m.gateway.Stat("cluster.xds-grpc.upstream_cx_total") > reconnects && m.gateway.Stat("control_plane.connected_state") == 1
+	})
+	m.resumes(t, l, "a restart of istiod")
+	for _, mode := range []string{"Off", "Monitor"} { // all of the load is mirrored, or nothing
+		took := m.edit(t, strings.Replace(meshPolicy, "spec:", "spec:\n  mode: \""+mode+"\"", 1), mode == "Monitor")
+		t.Logf("through the new istiod, %s: in effect after %v", mode, took.Round(time.Millisecond))
+		if took > time.Second {
+			t.Errorf("%s: took %v", mode, took)
+		}
+	}
+	m.resumes(t, l, "an edit")
 }
 
 // istioctl's overlay registers the control plane: what it generates is applied

@@ -32,8 +32,13 @@ type load struct {
 
 // startLoad sends rate requests a second, evenly, from so many clients.
 func startLoad(url string, rate, clients int) *load {
-	l := &load{stop: make(chan struct{})}
 	transport := &http.Transport{MaxIdleConnsPerHost: clients}
+	return startLoadOf(rate, clients, func() error { return request(transport, url) })
+}
+
+// startLoadOf does so by another way of asking.
+func startLoadOf(rate, clients int, ask func() error) *load {
+	l := &load{stop: make(chan struct{})}
 	due := make(chan time.Time, rate)
 	l.wg.Go(func() {
 		defer close(due)
@@ -51,14 +56,14 @@ func startLoad(url string, rate, clients int) *load {
 	for range clients {
 		l.wg.Go(func() {
 			for t := range due {
-				l.add(t, request(transport, url))
+				l.add(t, ask())
 			}
 		})
 	}
 	return l
 }
 
-func request(transport *http.Transport, url string) error {
+func request(transport http.RoundTripper, url string) error {
 	req, _ := http.NewRequest("GET", url, nil)
 	res, err := transport.RoundTrip(req)
 	if err != nil {
