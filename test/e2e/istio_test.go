@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"crypto/x509"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -214,12 +216,15 @@ func TestIstioRestarts(t *testing.T) {
 }
 
 // istioctl's overlay registers the control plane: what it generates is applied
-// to the API, and its mesh config starts an istiod that takes our resources.
+// to the API, and its mesh config starts an istiod that takes our resources, over
+// TLS.
 func TestOverlayRegisters(t *testing.T) {
+	const host = "periscope-control.periscope-system.svc"
 	istioctl := kubetest.Binary(t, "istioctl")
 	r := newRig(t)
 	c := kubetest.Start(t)
-	cmd := exec.Command(istioctl, "manifest", "generate", "-f", "../../deploy/istio/periscope.yaml")
+	ca := newAuthority(t)
+	cmd := exec.Command(istioctl, "manifest", "generate", "-f", "../../deploy/istio/periscope.yaml", "--set", "meshConfig.configSources[1].tlsSettings.caCertificates="+ca.pem)
 	cmd.Env = append(os.Environ(), "KUBECONFIG=/dev/null")
 	manifest, err := cmd.Output()
 	if err != nil {
@@ -234,15 +239,20 @@ func TestOverlayRegisters(t *testing.T) {
 		Data struct{ Mesh string } `json:"data"`
 	}
 	c.Get(t, "/api/v1/namespaces/istio-system/configmaps/istio", &config)
-	const registered = "xds://periscope-control.periscope-system.svc:15051"
-	if !strings.Contains(config.Data.Mesh, registered) {
+	if !strings.Contains(config.Data.Mesh, "xds://"+host+":15051") {
 		t.Fatalf("the mesh config does not name the control plane:\n%s", config.Data.Mesh)
 	}
-	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	dir := t.TempDir()
+	policy, cert, key := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "xds.crt"), filepath.Join(dir, "xds.key")
 	mustWrite(t, policy, meshPolicy)
-	control := start(t, "control", "--kubeconfig", c.Kubeconfig, "--policy", policy, "--data", r.dataDir, "--xds", r.xds, "--debug", r.debug)
+	// Nobody knows the service's name here: the address stands in for it.
+	_, _, certPEM, keyPEM := ca.sign(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{host}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	mustWrite(t, cert, certPEM)
+	mustWrite(t, key, keyPEM)
+	control := start(t, "control", "--kubeconfig", c.Kubeconfig, "--policy", policy, "--data", r.dataDir, "--xds", r.xds, "--debug", r.debug, "--xds-tls-cert", cert, "--xds-tls-key", key)
 	control.waitFor("control plane started")
-	kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: c, MeshConfigRaw: strings.ReplaceAll(config.Data.Mesh, registered, "xds://"+r.xds)})
+	kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: c, MeshConfigRaw: strings.ReplaceAll(config.Data.Mesh, host+":15051", r.xds)})
 	var clients struct {
 		Clients []struct{ ConnectionID string } `json:"clients"`
 	}
