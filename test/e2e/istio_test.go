@@ -224,7 +224,7 @@ func TestOverlayRegisters(t *testing.T) {
 	r := newRig(t)
 	c := kubetest.Start(t)
 	ca := newAuthority(t)
-	cmd := exec.Command(istioctl, "manifest", "generate", "-f", "../../deploy/istio/periscope.yaml", "--set", "meshConfig.configSources[1].tlsSettings.caCertificates="+ca.pem)
+	cmd := exec.Command(istioctl, "manifest", "generate", "-f", "../../deploy/istio/periscope.yaml")
 	cmd.Env = append(os.Environ(), "KUBECONFIG=/dev/null")
 	manifest, err := cmd.Output()
 	if err != nil {
@@ -235,6 +235,7 @@ func TestOverlayRegisters(t *testing.T) {
 	if !regexp.MustCompile(`name: DEBUG_ENDPOINT_AUTH_ALLOWED_NAMESPACES\n\s+value: "?periscope-system"?\n`).Match(manifest) {
 		t.Error("istiod would not let the control plane read back")
 	}
+	c.Apply(t, fmt.Sprintf("{apiVersion: v1, kind: Secret, metadata: {name: periscope-ca, namespace: istio-system}, stringData: {ca.crt: %q}}", ca.pem))
 	var config struct {
 		Data struct{ Mesh string } `json:"data"`
 	}
