@@ -48,8 +48,11 @@ func Compile(policies []policy.MirrorPolicy, t Topology) Plan {
 func attach(p *policy.MirrorPolicy, revision string, gateways []GatewayPlan, services []NodeService) Attachment {
 	a := Attachment{Policy: p.ID()}
 	service, endpoints, found := resolve(p, services)
-	if !found {
+	switch {
+	case !found:
 		a.Problems = append(a.Problems, fmt.Sprintf("spec.nodes: no service %q with port %d is known; nothing is mirrored until it is", p.Spec.Nodes.Service, p.Spec.Nodes.Port))
+	case len(endpoints) == 0:
+		a.Problems = append(a.Problems, fmt.Sprintf("spec.nodes: service %q has no endpoint that is ready; nothing is mirrored until it has", p.Spec.Nodes.Service))
 	}
 	matched := make([]bool, max(1, len(p.Spec.TargetRefs)))
 	for i := range gateways {

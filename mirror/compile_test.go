@@ -28,7 +28,7 @@ var (
 	public   = mirror.Gateway{Namespace: "ingress", Name: "public", Labels: map[string]string{"istio": "public"}}
 	internal = mirror.Gateway{Namespace: "ingress", Name: "internal", Labels: map[string]string{"istio": "internal"}}
 	standIn  = mirror.Gateway{Namespace: "default", Name: "gateway", StandIn: true}
-	nodes    = []mirror.NodeService{{Namespace: "ingress", Name: "periscope-node", Endpoints: []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}}}
+	nodes    = []mirror.NodeService{{Namespace: "ingress", Name: "periscope-node", Endpoints: []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}}, {Namespace: "ingress", Name: "idle"}}
 )
 
 func TestCompileAttachments(t *testing.T) {
@@ -84,6 +84,11 @@ func TestCompileAttachments(t *testing.T) {
 			[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) { p.Spec.Nodes.Service = "elsewhere" })},
 			[]mirror.Gateway{public},
 			[]mirror.Attachment{{Policy: "ingress/a", Gateways: []string{"ingress/public"}, Problems: []string{`spec.nodes: no service "elsewhere" with port 5050 is known; nothing is mirrored until it is`}}},
+		},
+		"nodes that are not ready": {
+			[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) { p.Spec.Nodes.Service = "idle" })},
+			[]mirror.Gateway{public},
+			[]mirror.Attachment{{Policy: "ingress/a", Gateways: []string{"ingress/public"}, Problems: []string{`spec.nodes: service "idle" has no endpoint that is ready; nothing is mirrored until it has`}}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -201,7 +201,7 @@ func TestCompileSharedGateways(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			services := append(slices.Clone(nodes), mirror.NodeService{Namespace: "bank", Name: "nodes"})
+			services := append(slices.Clone(nodes), mirror.NodeService{Namespace: "bank", Name: "nodes", Endpoints: []mirror.Endpoint{{Host: "10.0.0.8", Port: 5050}}})
 			plan := mirror.Compile(tc.policies, mirror.Topology{Gateways: []mirror.Gateway{tc.gateway}, Nodes: services})
 			var got []share
 			for _, s := range plan.Gateways[0].Policies() {
