@@ -10,9 +10,11 @@
 package report
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -101,23 +103,29 @@ func (r *Reporter) stream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Only who receives hears of the end before there is something to send.
+	ended := make(chan error, 1)
+	go func() {
+		ended <- cmp.Or(stream.RecvMsg(new(nodev1.NodeReportReply)), io.EOF)
+	}()
+	return fmt.Errorf("report: %w", r.send(stream, ended))
+}
+
+// send sends what has changed until the stream ends, and gives the reason.
+func (r *Reporter) send(stream nodev1.NodeReportService_StreamReportsClient, ended <-chan error) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	var last *nodev1.NodeReport
 	for {
 		if now := r.report(); !proto.Equal(now, last) {
-			if err := stream.Send(now); err != nil {
-				_, err = stream.CloseAndRecv() // tells why
-				return fmt.Errorf("report: %w", err)
+			if stream.Send(now) != nil {
+				return <-ended // tells why
 			}
 			last = now
 		}
 		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-stream.Context().Done():
-			_, err := stream.CloseAndRecv()
-			return fmt.Errorf("report: %w", err)
+		case err := <-ended:
+			return err
 		case <-tick.C:
 		}
 	}

@@ -92,6 +92,44 @@ func TestReports(t *testing.T) {
 	}
 }
 
+// A node that has nothing new to say notices that its control plane went, and
+// says it all to the next.
+func TestReportsAfterARestart(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	reporter, err := report.New(report.Config{Conn: conn, Node: "one", Logger: slog.New(slog.DiscardHandler), Gateways: func() []report.Gateway { return nil }, Counts: func() map[string]uint64 { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- reporter.Run(ctx) }()
+	for range 2 {
+		reports, server, served := node.NewReports(node.ReportsConfig{Now: time.Now}), xds.NewGRPCServer(), make(chan struct{})
+		reports.Register(server)
+		go func() { defer close(served); _ = server.Serve(l) }()
+		eventually(t, "the node reports", func() bool { return len(reports.Reporters()) == 1 })
+		server.Stop()
+		<-served
+		if l, err = net.Listen("tcp", address); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.Close()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestReportsAreBounded(t *testing.T) {
 	_, conn := serveReports(t, false)
 	for want, r := range map[string]*nodev1.NodeReport{
