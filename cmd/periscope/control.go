@@ -208,10 +208,13 @@ type control struct {
 	next       controlState  // what the next plan follows from
 	gateways   gateway.Maker // of gateways' snapshots
 	supplies   mcp.Maker     // of istiods'
+	// unfit are the gateways that can't be supplied with the build of the plugin
+	// that they are to run, with the reasons.
+	unfit map[string]string
 }
 
 func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error) {
-	c := &control{cfg: cfg, registry: newRegistry()}
+	c := &control{cfg: cfg, registry: newRegistry(), unfit: map[string]string{}}
 	defer func() {
 		if err != nil {
 			c.close()

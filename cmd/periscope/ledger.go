@@ -104,15 +104,19 @@ func newLedger(nodes []xdsnode.Reporter) ledgerState {
 		out.Steps = append(out.Steps, s)
 	}
 	exchanges := of("periscope_gateway_exchanges_total")
-	step("exchanges seen by gateways' plugins", exchanges["seen"], of("periscope_gateway_exchanges_total", "mirrored", "off", "excluded", "sampled_out"),
-		fmt.Sprintf("under way at the gateways, or not copied for an error of the plugin (%d)", exchanges["errors"]))
-	answered := of("periscope_ingest_batches_total")
-	step("batches sent by gateways", total["periscope_gateway_batches_total"], map[string]uint64{"received": sum(answered)},
-		"lost, or on their way; or received, but not as batches that could be read (a negative difference)")
-	rejected := sum(of("periscope_ingest_rejected_events_total"))
 	events := of("periscope_ingest_events_total", "accepted", "dropped_ring_full")
-	events["rejected"] = rejected
-	step("exchanges mirrored by gateways", exchanges["mirrored"], events, "lost with their batches, or on their way; or mirrored before the node's start (a negative difference)")
+	events["rejected"] = sum(of("periscope_ingest_rejected_events_total"))
+	if len(nodes) <= 1 {
+		step("exchanges seen by gateways' plugins", exchanges["seen"], of("periscope_gateway_exchanges_total", "mirrored", "off", "excluded", "sampled_out"),
+			fmt.Sprintf("under way at the gateways, or not copied for an error of the plugin (%d)", exchanges["errors"]))
+		step("batches sent by gateways", total["periscope_gateway_batches_total"], map[string]uint64{"received": sum(of("periscope_ingest_batches_total"))},
+			"lost, or on their way; or received, but not as batches that could be read (a negative difference)")
+		step("exchanges mirrored by gateways", exchanges["mirrored"], events, "lost with their batches, or on their way; or mirrored before the node's start (a negative difference)")
+	} else {
+		out.Note += " A gateway spreads its batches over its nodes, and each batch tells all that the gateway has counted: " +
+			"with several nodes, only what nodes themselves did can be added up."
+		step("exchanges received", sum(events), events, "")
+	}
 	step("exchanges taken", events["accepted"], of("periscope_detect_inspections_total"), "waiting for analysis")
 	hits := of("periscope_store_hits_total")
 	for reason, n := range of("periscope_store_dropped_hits_total") {

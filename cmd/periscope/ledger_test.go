@@ -28,7 +28,11 @@ func TestLedger(t *testing.T) {
 		t.Errorf("counts: %v", counts)
 	}
 	l := newLedger([]xdsnode.Reporter{{Node: "one", Counts: counts}, {Node: "two", Counts: counts}})
-	if len(l.Nodes) != 2 || len(l.Steps) != 5 {
+	if len(l.Nodes) != 2 || len(l.Steps) != 3 || l.Steps[0].Count != 68 || l.Steps[0].Became["accepted"] != 60 || l.Steps[1].Count != 60 {
+		t.Fatalf("of two: %+v", l)
+	}
+	l = newLedger([]xdsnode.Reporter{{Node: "one", Counts: counts}})
+	if len(l.Nodes) != 1 || len(l.Steps) != 5 {
 		t.Fatalf("%+v", l)
 	}
 	for i, want := range []struct {
@@ -36,10 +40,10 @@ func TestLedger(t *testing.T) {
 		difference int64
 		reason     string
 	}{
-		{200, 6, "an error of the plugin (2)"},
-		{10, 10, "lost"},
-		{80, 12, "lost with their batches"},
-		{60, 60, "waiting"},
+		{100, 3, "an error of the plugin (1)"},
+		{5, 5, "lost"},
+		{40, 6, "lost with their batches"},
+		{30, 30, "waiting"},
 		{0, 0, ""},
 	} {
 		s := l.Steps[i]

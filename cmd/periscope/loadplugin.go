@@ -17,7 +17,10 @@ import (
 )
 
 // loadTimeout bounds code that never comes to the end of its first run.
-const loadTimeout = 20 * time.Second
+const (
+	loadTimeout    = 10 * time.Second
+	maxLoadedBytes = 256 << 10 // of what Envoy prints
+)
 
 // loadPlugin has an Envoy load a build, as a gateway would: syntax, LuaJIT's own
 // limits and what runs while it loads are judged by the very thing that will
@@ -41,7 +44,11 @@ func loadPlugin(ctx context.Context, envoy string, b lua.Build) error {
 	cmd := exec.CommandContext(ctx, envoy, "--mode", "validate", "-c", file, "--log-level", "error", "--use-dynamic-base-id")
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
+	cmd.WaitDelay = time.Second
+	var printed head
+	cmd.Stdout, cmd.Stderr = &printed, &printed
+	err = cmd.Run()
+	out := printed.kept
 	switch {
 	case err == nil:
 		return nil
@@ -64,4 +71,12 @@ func loadFault(out []byte, err error) string {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	last := lines[len(lines)-1]
 	return fmt.Sprintf("%v: %s", err, last[:min(len(last), 1<<10)])
+}
+
+// head keeps the beginning of what is written: code can print without end.
+type head struct{ kept []byte }
+
+func (h *head) Write(b []byte) (int, error) {
+	h.kept = append(h.kept, b[:min(len(b), maxLoadedBytes-len(h.kept))]...)
+	return len(b), nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,7 +44,7 @@ type pluginFlags struct {
 func (f *pluginFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.file, "plugin", "", "Lua file with another build of the gateway plugin; default: the one in this binary")
 	flags.BoolVar(&f.unchecked, "plugin-unchecked", false, "send the build of --plugin without having an Envoy load it first")
-	flags.BoolVar(&f.retry, "plugin-retry", false, "try builds again that were rolled back")
+	flags.BoolVar(&f.retry, "plugin-retry", false, "try builds again that were rolled back; take it away again afterwards, for it does so at each start")
 	flags.DurationVar(&f.soak, "plugin-soak", rollout.DefaultSoak, "how long the first gateway runs a new build before others get it; each of those has a tenth of it")
 	flags.StringVar(&f.envoy, "envoy", "", "Envoy that loads the build of --plugin before it is sent; default: the one on PATH, then the one of make tools")
 }
@@ -111,7 +112,7 @@ func openPlugins(ctx context.Context, c pluginConfig) (*plugins, error) {
 	}
 	p.target = embedded
 	if c.file != "" {
-		if b, err := readPlugin(ctx, c.pluginFlags); err != nil {
+		if b, err := readPlugin(ctx, c.pluginFlags, embedded.Name(), p.state.Target.Name, p.state.Stable.Name); err != nil {
 			p.problem = err.Error()
 			p.target = p.builds[p.state.Stable.Name]
 			p.log.Error("the build of --plugin is not sent to any gateway", "error", err, "build_kept", p.target.Name())
@@ -125,8 +126,9 @@ func openPlugins(ctx context.Context, c pluginConfig) (*plugins, error) {
 	return p, nil
 }
 
-// readPlugin reads the build of --plugin and has an Envoy load it.
-func readPlugin(ctx context.Context, f pluginFlags) (lua.Build, error) {
+// readPlugin reads the build of --plugin and has an Envoy load it, unless it is
+// known to load.
+func readPlugin(ctx context.Context, f pluginFlags, known ...string) (lua.Build, error) {
 	raw, err := os.ReadFile(f.file)
 	if err != nil {
 		return lua.Build{}, fmt.Errorf("--plugin: %w", err)
@@ -135,7 +137,7 @@ func readPlugin(ctx context.Context, f pluginFlags) (lua.Build, error) {
 	if err != nil {
 		return lua.Build{}, fmt.Errorf("--plugin: %s: %w", f.file, err)
 	}
-	if f.unchecked || b.Name() == lua.Embedded().Name() { // our own was loaded by its tests
+	if f.unchecked || slices.Contains(known, b.Name()) {
 		return b, nil
 	}
 	envoy, err := findEnvoy(f.envoy)
@@ -203,7 +205,7 @@ func (p *plugins) underWay() bool {
 func (p *plugins) step(gateways []rollout.Gateway, nodes []rollout.Node) {
 	now := time.Now()
 	before := p.state
-	p.state = rollout.Step(before, rollout.Input{Now: now, Target: buildOf(p.target), Gateways: gateways, Nodes: nodes, Soak: p.soak, Settling: now.Sub(p.started) < settling})
+	p.state = rollout.Step(before, rollout.Input{Now: now, Target: buildOf(p.target), Gateways: gateways, Nodes: nodes, Soak: p.soak, Settled: p.settled(now)})
 	if reflect.DeepEqual(before, p.state) {
 		return
 	}
@@ -211,6 +213,14 @@ func (p *plugins) step(gateways []rollout.Gateway, nodes []rollout.Node) {
 	if err := p.save(p.state); err != nil {
 		p.log.Error("roll-out not kept for the next start", "error", err)
 	}
+}
+
+// settled is when nodes and istiods had had the time to say what they know.
+func (p *plugins) settled(now time.Time) time.Time {
+	if at := p.started.Add(settling); !at.After(now) {
+		return at
+	}
+	return time.Time{}
 }
 
 // nameOf is the name of the build that a resource carries; empty: none, or one
@@ -270,10 +280,24 @@ func (p *plugins) save(s rollout.State) error {
 		}
 	}
 	raw, err := json.MarshalIndent(s, "", "  ")
+	if err == nil {
+		err = atomicfile.Replace(p.stateFile(), raw)
+	}
 	if err != nil {
 		return err
 	}
-	return atomicfile.Replace(p.stateFile(), raw)
+	return p.prune(s)
+}
+
+// prune removes builds that nobody is to run any more.
+func (p *plugins) prune(s rollout.State) error {
+	files, err := filepath.Glob(filepath.Join(p.dir, "*.lua"))
+	for _, f := range files {
+		if f != p.buildFile(s.Stable.Name) && f != p.buildFile(s.Target.Name) {
+			err = errors.Join(err, os.Remove(f))
+		}
+	}
+	return err
 }
 
 // build is what a gateway is to run.

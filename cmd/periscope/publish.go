@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/lua"
 	"github.com/periscope-mesh/periscope/mirror/topology"
 	"github.com/periscope-mesh/periscope/policy/source"
 	"github.com/periscope-mesh/periscope/xds"
@@ -44,14 +45,19 @@ func (c *control) publish(change func(*controlState)) error {
 	return c.publishNext()
 }
 
-// publishNext publishes what follows from c.next, each gateway's part with the
-// build of the plugin that it is to run. Under c.publishing.
+// publishNext publishes what follows from c.next. Under c.publishing.
 func (c *control) publishNext() error {
 	next := c.next
 	if !next.placed {
 		return nil
 	}
 	next.plan = mirror.Compile(next.set.Policies, next.topology)
+	return c.hand(next)
+}
+
+// hand hands a compiled plan on, each gateway's part with the build of the
+// plugin that it is to run. Under c.publishing.
+func (c *control) hand(next controlState) error {
 	last := c.state.Load()
 	c.plugins.step(c.evidence(next.plan), c.nodesKnown())
 	next.builds = map[string]string{}
@@ -125,11 +131,18 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 		b := c.plugins.build(g.Gateway.ID())
 		config.Plugins[g.Gateway.ID()] = mcp.Plugin{Source: b.Code, Version: b.Name()}
 	}
+	clear(c.unfit)
 	s, err := c.supplies.Make(config, plan)
 	for err != nil {
 		fault := new(mcp.GatewayError)
 		if !errors.As(err, &fault) {
 			return nil, fmt.Errorf("resources for istiods: %w", err)
+		}
+		if before, ok := c.buildBefore(last, fault.Gateway); ok && config.Plugins[fault.Gateway].Version != before.Name() {
+			c.unfit[fault.Gateway] = fault.Err.Error() // told to the roll-out
+			config.Plugins[fault.Gateway] = mcp.Plugin{Source: before.Code, Version: before.Name()}
+			s, err = c.supplies.Make(config, plan)
+			continue
 		}
 		c.cfg.logger.Error("gateway keeps its last plan", "gateway", fault.Gateway, "error", fault.Err)
 		if plan, err = keepLast(plan, last, fault.Gateway); err != nil {
@@ -141,6 +154,15 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 		c.readback.serve(s.Items, plan, time.Now())
 	}
 	return s.Snapshot, nil
+}
+
+// buildBefore is the build of the plugin that a gateway was handed last.
+func (c *control) buildBefore(last *controlState, id string) (lua.Build, bool) {
+	if last == nil {
+		return lua.Build{}, false
+	}
+	b, ok := c.plugins.builds[last.builds[id]]
+	return b, ok
 }
 
 // keepLast puts a gateway's last plan in place of its new one, or takes the

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +13,7 @@ import (
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 	"github.com/periscope-mesh/periscope/xds/istiod"
+	"github.com/periscope-mesh/periscope/xds/mcp"
 	xdsnode "github.com/periscope-mesh/periscope/xds/node"
 )
 
@@ -32,24 +33,30 @@ func (c *control) runRollout(ctx context.Context) error {
 	}
 }
 
-// advance publishes the plan anew when a gateway is to run another build.
+// advance publishes anew when a gateway is to run another build than it is
+// served. While the newest plan can't be published, the last one is.
 func (c *control) advance() error {
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
 	last := c.state.Load()
-	if last == nil || !c.plugins.underWay() {
+	if last == nil {
 		return nil
 	}
-	before := c.plugins.state
-	c.plugins.step(c.evidence(last.plan), c.nodesKnown())
-	if sameBuilds(before, c.plugins.state) {
+	if c.plugins.underWay() {
+		c.plugins.step(c.evidence(last.plan), c.nodesKnown())
+	}
+	same := true
+	for _, g := range last.plan.Gateways {
+		id := g.Gateway.ID()
+		same = same && c.plugins.build(id).Name() == last.builds[id]
+	}
+	if same {
 		return nil
 	}
-	return c.publishNext()
-}
-
-func sameBuilds(a, b rollout.State) bool {
-	return maps.EqualFunc(a.Gateways, b.Gateways, func(a, b rollout.Assignment) bool { return a.Build == b.Build })
+	if c.publishNext() == nil {
+		return nil
+	}
+	return c.hand(*last)
 }
 
 // evidence is what is known of each gateway's build.
@@ -70,7 +77,12 @@ func (c *control) evidence(plan mirror.Plan) []rollout.Gateway {
 	for _, g := range plan.Gateways {
 		id := g.Gateway.ID()
 		e := rollout.Gateway{ID: id, Runs: heard[id]}
-		if g.Gateway.Selector != nil {
+		if unfit, ok := c.unfit[id]; ok {
+			e.Delivery, e.Reason = rollout.Refused, unfit
+		} else if g.Gateway.Selector != nil {
+			if !mcp.Supplies(c.mcp, g) {
+				continue // it has no plugin
+			}
 			e.Delivery, e.Reason = told(g.Gateway)
 		} else {
 			e.Delivery, e.Reason = c.delivered(served[xds.GatewayKey(id)], c.plugins.build(id).Name())
@@ -112,21 +124,35 @@ func (r *readback) told() func(mirror.Gateway) (rollout.Delivery, string) {
 	if r == nil {
 		return func(mirror.Gateway) (rollout.Delivery, string) { return rollout.Unknown, "" }
 	}
-	state, current := r.poller.State(), r.current().Serial
+	state, served := r.poller.State(), r.current()
 	byID := map[string]istiod.Status{}
 	for _, s := range state.Gateways {
 		byID[s.Gateway] = s
 	}
+	absent := map[string]bool{} // resources that an istiod has not taken
+	for _, s := range state.Resources {
+		if s.Stage == istiod.Refused {
+			absent[s.Resource] = true
+		}
+	}
+	takes := map[string]bool{} // gateways of which istiods have all that is served
+	for _, g := range served.Gateways {
+		takes[g.ID] = !slices.ContainsFunc(g.Resources, func(key string) bool { return absent[key] })
+	}
 	return func(g mirror.Gateway) (rollout.Delivery, string) {
 		s, ok := byID[g.ID()]
-		if !ok || state.Serial != current {
-			return rollout.Pending, ""
+		if !ok || state.Serial != served.Serial {
+			return rollout.Pending, "istiods are being asked"
 		}
 		switch s.Stage {
 		case istiod.Acknowledged:
 			return rollout.Acknowledged, ""
 		case istiod.Refused:
-			return rollout.Refused, s.Reason
+			// An istiod that takes nothing from us now may be about to connect,
+			// or be connected to a control plane beside this one.
+			if takes[g.ID()] {
+				return rollout.Refused, s.Reason
+			}
 		case istiod.Unknown:
 			return rollout.Unknown, s.Reason
 		case istiod.Accepted:

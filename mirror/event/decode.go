@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/tinylib/msgp/msgp"
@@ -137,15 +138,15 @@ func (h *Header) decode(b []byte) ([]byte, error) {
 				return nil, &Error{ReasonVersion, "v", fmt.Sprintf("version %d, this node reads %d", h.Version, Version)}
 			}
 		case "gateway":
-			h.Gateway = r.name(key)
+			h.Gateway = r.word(key)
 		case "vm":
-			h.VM = r.name(key)
+			h.VM = r.word(key)
 		case "plugin":
-			h.Plugin = r.name(key)
+			h.Plugin = r.word(key)
 		case "policy_rev":
-			h.PolicyRev = r.name(key)
+			h.PolicyRev = r.word(key)
 		case "share_rev":
-			h.ShareRev = r.name(key)
+			h.ShareRev = r.word(key)
 		case "seq":
 			h.Seq = r.uint(key)
 		case "sent_us":
@@ -311,6 +312,17 @@ func (r *reader) name(key string) string {
 		return ""
 	}
 	return alias(v)
+}
+
+// word reads an identifier of the gateway's own making: nobody else's bytes are
+// in it, so it is UTF-8.
+func (r *reader) word(key string) string {
+	v := r.name(key)
+	if !utf8.ValidString(v) && r.err == nil {
+		r.err = &Error{ReasonType, strings.Clone(key), "it is not UTF-8"}
+		return ""
+	}
+	return v
 }
 
 func (r *reader) uint(key string) uint64 {

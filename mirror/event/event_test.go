@@ -85,6 +85,7 @@ func TestDecodeHeaderFaults(t *testing.T) {
 		"no version":      {msgp.AppendMapHeader(nil, 0), event.ReasonMissing},
 		"no vm":           {msgp.AppendUint64(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "v"), 1), event.ReasonMissing},
 		"long name":       {msgp.AppendString(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "vm"), strings.Repeat("x", 257)), event.ReasonTooLarge},
+		"bytes as a name": {msgp.AppendString(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "plugin"), "\xff"), event.ReasonType},
 		"many counters":   {msgp.AppendMapHeader(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "counters"), 65), event.ReasonTooLarge},
 		"huge map":        {[]byte{0xdf, 0xff, 0xff, 0xff, 0xff}, event.ReasonTruncated},
 	} {

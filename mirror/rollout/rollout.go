@@ -2,8 +2,8 @@
 // new build replaces the one before: one gateway first, the canary, then one
 // after the other, each only when the one before has shown that it runs the new
 // build. The first refusal by Envoy, the first rise in the plugin's errors, or
-// silence where there were exchanges before, ends the roll-out and puts the
-// build before back everywhere.
+// silence that ends with the build before, ends the roll-out and puts that one
+// back everywhere.
 //
 // It is pure: Step reads no clock and no network, and the same State and Input
 // give the same State. It never takes a lack of evidence for success: a gateway
@@ -27,10 +27,11 @@ const (
 	// followerShare of the soak is what each gateway after the canary has.
 	followerShare = 10
 	// silenceFactor of the soak is how long a gateway that had exchanges may
-	// send none of them by its new build.
+	// send none of them by its new build, and then by the one before.
 	silenceFactor = 3
 
-	// A gateway whose old build had errors already is judged by their rate.
+	// A gateway whose old build had errors already, or is known by few
+	// exchanges, is judged by more of them.
 	maxErrorRise   = 2 // times the rate before
 	minErrorsToEnd = 5
 
@@ -62,6 +63,9 @@ type Assignment struct {
 	Heard bool `json:"heard,omitempty"`
 	// Confirmed tells that the gateway has shown that it runs the build.
 	Confirmed bool `json:"confirmed,omitempty"`
+	// Doubt is why the target was taken from the gateway for a while: if it is
+	// heard again by the build before, the target is at fault.
+	Doubt string `json:"doubt,omitempty"`
 }
 
 // State is what has been decided. Step makes a new one; nobody changes one.
@@ -113,9 +117,10 @@ type Input struct {
 	Gateways []Gateway
 	Nodes    []Node
 	Soak     time.Duration // 0: DefaultSoak
-	// Settling tells that nodes and istiods have not had the time to say what
-	// they know: no further gateway gets the target until then.
-	Settling bool
+	// Settled is when nodes and istiods had had the time to say what they know,
+	// after the start of whoever asks; zero: they have not had it yet, and no
+	// further gateway gets the target until then.
+	Settled time.Time
 }
 
 // Step gives what follows from what was decided before and what there is now.
@@ -135,10 +140,13 @@ func Step(s State, in Input) State {
 		if !known || a.Build != next.Target.Name && a.Build != next.Stable.Name {
 			a = Assignment{Build: next.Stable.Name, Since: in.Now}
 		}
+		if s.Target.Name != in.Target.Name {
+			a.Doubt = "" // of another target
+		}
 		next.Gateways[g.ID] = a
 	}
 	switch reason, failed := next.Failed[in.Target.Name]; {
-	case in.Target.Name == next.Stable.Name, len(in.Gateways) == 0:
+	case in.Target.Name == next.Stable.Name:
 		return next.complete(in.Now)
 	case failed:
 		return next.back(in.Now, reason)
@@ -160,27 +168,65 @@ func (s State) roll(in Input) State {
 	for i := range in.Gateways {
 		g := &in.Gateways[i]
 		a := s.Gateways[g.ID]
-		if a.Build != s.Target.Name {
-			continue
+		wait := ""
+		switch {
+		case a.Build == s.Target.Name:
+			if reason := s.fault(g); reason != "" {
+				return s.fail(in.Now, clip(fmt.Sprintf("gateway %s: %s", g.ID, reason)))
+			}
+			a, wait = s.watch(g, a, in, soak)
+		case a.Doubt != "":
+			if g.Runs[s.Stable.Name].Last.After(a.Since) {
+				return s.fail(in.Now, clip(fmt.Sprintf("gateway %s: %s; it is heard again by the build before", g.ID, a.Doubt)))
+			}
+			a, wait = doubted(a, in)
 		}
-		if reason := s.fault(g, a, in); reason != "" {
-			return s.fail(in.Now, clip(fmt.Sprintf("gateway %s: %s", g.ID, reason)))
-		}
-		if a.Confirmed {
-			continue
-		}
-		if reason := unconfirmed(g, a, s.Target.Name, in.Now, soak); reason != "" {
-			waiting, why = g.ID, reason
-			continue
-		}
-		a.Confirmed = true
 		s.Gateways[g.ID] = a
+		if wait != "" {
+			waiting, why = g.ID, wait
+		}
 	}
 	if waiting != "" {
 		s.Reason = clip(fmt.Sprintf("gateway %s: %s", waiting, why))
 		return s
 	}
 	return s.extend(in)
+}
+
+// watch says what a gateway that has the target lacks to count as running it.
+// One that has fallen silent gets the build before again, to see whether that
+// is heard.
+func (s State) watch(g *Gateway, a Assignment, in Input, soak time.Duration) (Assignment, string) {
+	if a.Confirmed {
+		return a, ""
+	}
+	silent := in.Now.Sub(latest(a.Since, in.Settled))
+	if a.Heard && g.Runs[s.Target.Name].Seen == 0 && !in.Settled.IsZero() && silent >= silenceFactor*in.Soak {
+		reason := fmt.Sprintf("nothing came from it in %v since it got the build, though it was sending before", silent.Round(time.Second))
+		return Assignment{Build: s.Stable.Name, Since: in.Now, Doubt: reason}, "it has the build before again, to see whether that is heard"
+	}
+	if reason := unconfirmed(g, a, s.Target.Name, in.Now, soak); reason != "" {
+		return a, reason
+	}
+	a.Confirmed = true
+	return a, ""
+}
+
+// doubted waits for a sound by the build before. Without one, the silence is no
+// fault of the target's.
+func doubted(a Assignment, in Input) (Assignment, string) {
+	if in.Settled.IsZero() || in.Now.Sub(latest(a.Since, in.Settled)) < silenceFactor*in.Soak {
+		return a, "it was silent by the new build, and has the build before again, to see whether that is heard"
+	}
+	a.Doubt = ""
+	return a, ""
+}
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // extend gives the target to the next gateway.
@@ -190,7 +236,7 @@ func (s State) extend(in Input) State {
 		if s.Gateways[g.ID].Build == s.Target.Name {
 			continue
 		}
-		if in.Settling {
+		if in.Settled.IsZero() {
 			s.Reason = "nodes and istiods are being asked what they know"
 			return s
 		}
@@ -206,7 +252,10 @@ func (s State) extend(in Input) State {
 		s.Reason = clip(fmt.Sprintf("gateway %s: the target is on its way", g.ID))
 		return s
 	}
-	s.Stable = s.Target
+	if len(in.Gateways) == 0 { // nobody has shown anything
+		s.Reason = "there is no gateway"
+		return s
+	}
 	return s.complete(in.Now)
 }
 
@@ -230,20 +279,17 @@ func (s State) unreadable(nodes []Node) string {
 }
 
 // fault says why a gateway that has the target shows that the target is bad.
-func (s State) fault(g *Gateway, a Assignment, in Input) string {
+func (s State) fault(g *Gateway) string {
 	if g.Delivery == Refused {
 		return "it is refused: " + g.Reason
 	}
 	before, now := g.Runs[s.Stable.Name], g.Runs[s.Target.Name]
 	switch {
 	case now.Errors == 0:
-	case before.Errors == 0:
+	case before.Errors == 0 && (before.Seen >= now.Seen || now.Errors >= minErrorsToEnd):
 		return fmt.Sprintf("%d errors of the plugin in %d exchanges, where there were none", now.Errors, now.Seen)
-	case now.Errors >= minErrorsToEnd && float64(now.Errors)*float64(before.Seen) > maxErrorRise*float64(before.Errors)*float64(now.Seen):
+	case before.Errors > 0 && now.Errors >= minErrorsToEnd && float64(now.Errors)*float64(before.Seen) > maxErrorRise*float64(before.Errors)*float64(now.Seen):
 		return fmt.Sprintf("%d errors of the plugin in %d exchanges, where there were %d in %d", now.Errors, now.Seen, before.Errors, before.Seen)
-	}
-	if a.Heard && !a.Confirmed && now.Seen == 0 && in.Now.Sub(a.Since) >= silenceFactor*in.Soak {
-		return fmt.Sprintf("nothing came from it in %v since it got the build, though it was sending before", in.Now.Sub(a.Since).Round(time.Second))
 	}
 	return ""
 }
@@ -252,11 +298,11 @@ func (s State) fault(g *Gateway, a Assignment, in Input) string {
 func unconfirmed(g *Gateway, a Assignment, build string, now time.Time, soak time.Duration) string {
 	ran := g.Runs[build].Seen > 0
 	switch {
+	case g.Delivery == Pending:
+		return orElse(g.Reason, "it has not acknowledged the new build yet")
 	case a.Heard && !ran:
 		return "no exchange has come from it by the new build yet"
 	case ran, g.Delivery == Acknowledged:
-	case g.Delivery == Pending:
-		return "it has not acknowledged the new build yet"
 	default:
 		return "nobody tells whether it runs the new build: " + orElse(g.Reason, "no exchange comes from it, and no istiod is asked")
 	}
@@ -304,8 +350,10 @@ func (s State) back(now time.Time, reason string) State {
 func (s State) assign(build string, now time.Time) {
 	for id, a := range s.Gateways {
 		if a.Build != build {
-			s.Gateways[id] = Assignment{Build: build, Since: now}
+			a = Assignment{Build: build, Since: now}
 		}
+		a.Doubt = "" // it is decided
+		s.Gateways[id] = a
 	}
 }
 

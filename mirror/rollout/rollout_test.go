@@ -29,11 +29,14 @@ type fleet struct {
 	errors  map[string]uint64 // by build
 	refuses map[string]string // builds that Envoy refuses
 	silent  bool              // nobody tells of deliveries
-	runs    map[string]map[string]rollout.Count
+	mute    map[string]bool   // builds that nobody hears of, though they run
+	// unsettled tells that nobody has said anything yet.
+	unsettled bool
+	runs      map[string]map[string]rollout.Count
 }
 
 func newFleet(t *testing.T, target rollout.Build, ids ...string) *fleet {
-	f := &fleet{t: t, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), traffic: map[string]uint64{}, errors: map[string]uint64{}, refuses: map[string]string{}, runs: map[string]map[string]rollout.Count{}}
+	f := &fleet{t: t, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), traffic: map[string]uint64{}, errors: map[string]uint64{}, refuses: map[string]string{}, mute: map[string]bool{}, runs: map[string]map[string]rollout.Count{}}
 	f.state = rollout.State{Stable: old, Target: old, Phase: rollout.Complete, Gateways: map[string]rollout.Assignment{}}
 	f.in = rollout.Input{Target: target, Soak: time.Minute, Nodes: []rollout.Node{{Name: "n1", Wires: []int{1}}}}
 	for _, id := range ids {
@@ -54,7 +57,7 @@ func (f *fleet) step() {
 		build := f.state.Gateways[g.ID].Build
 		if reason := f.refuses[build]; reason != "" {
 			g.Delivery, g.Reason = rollout.Refused, reason
-		} else if c := f.runs[g.ID][build]; build != "" && f.traffic[g.ID] > 0 {
+		} else if c := f.runs[g.ID][build]; build != "" && f.traffic[g.ID] > 0 && !f.mute[build] {
 			c.Seen += f.traffic[g.ID]
 			c.Errors += f.errors[build]
 			c.Last = f.now
@@ -66,6 +69,9 @@ func (f *fleet) step() {
 		g.Runs = f.runs[g.ID]
 	}
 	f.in.Now = f.now
+	if f.in.Settled.IsZero() && !f.unsettled {
+		f.in.Settled = f.now
+	}
 	after := rollout.Step(f.state, f.in)
 	if len(f.in.Gateways) < 10 {
 		if again := rollout.Step(f.state, f.in); !cmp.Equal(after, again) {
@@ -154,7 +160,7 @@ func TestEndsAndRollsBack(t *testing.T) {
 			f.errors[old.Name], f.errors[next.Name] = 1, 3
 			f.until(0, "", func() bool { return true })
 		}, "errors of the plugin in"},
-		"silence": {func(f *fleet) { f.traffic["a/1"] = 10; f.step(); f.traffic["a/1"] = 0 }, "nothing came from it in 3m0s"},
+		"silence": {func(f *fleet) { f.mute[next.Name] = true }, "nothing came from it in 3m0s since it got the build, though it was sending before; it is heard again by the build before"},
 		"errors of a later": {func(f *fleet) {
 			f.until(2*time.Minute, "", func() bool { return f.on(next) == "a/1 a/2" })
 			f.errors[next.Name] = 2
@@ -180,7 +186,7 @@ func TestEndsAndRollsBack(t *testing.T) {
 			f.step()
 			f.want(rollout.RolledBack, tc.reason)
 			f.state = f.state.Retry()
-			f.traffic["a/1"], f.errors, f.refuses = 10, map[string]uint64{}, map[string]string{}
+			f.errors, f.refuses, f.mute = map[string]uint64{}, map[string]string{}, map[string]bool{}
 			for id := range f.runs {
 				delete(f.runs[id], next.Name)
 			}
@@ -250,7 +256,7 @@ func TestEitherEvidence(t *testing.T) {
 // What was heard before a start is known only once nodes have said it.
 func TestSettling(t *testing.T) {
 	f := newFleet(t, next, "a/1")
-	f.in.Settling = true
+	f.unsettled = true
 	for range 10 {
 		f.step()
 	}
@@ -258,11 +264,66 @@ func TestSettling(t *testing.T) {
 	if f.on(old) != "a/1" {
 		t.Errorf("%v", f.state.Gateways)
 	}
-	f.in.Settling = false
+	f.unsettled = false
 	f.step()
 	if a := f.state.Gateways["a/1"]; a.Build != next.Name || !a.Heard {
 		t.Errorf("%+v", a)
 	}
+}
+
+// Silence of which the build is not the cause ends nothing: traffic that ends, a
+// node or a control plane that is away for long.
+func TestSilenceWithoutFault(t *testing.T) {
+	for name, silence := range map[string]func(f *fleet){
+		"the traffic ends":   func(f *fleet) { f.traffic["a/1"] = 0 },
+		"the nodes are away": func(f *fleet) { f.mute[old.Name], f.mute[next.Name] = true, true },
+		"the control plane restarts after long": func(f *fleet) {
+			f.now = f.now.Add(time.Hour)
+			f.in.Settled, f.unsettled = time.Time{}, true
+			f.mute[next.Name] = true
+			for range 10 {
+				f.step()
+			}
+			f.unsettled, f.mute[next.Name] = false, false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, next, "a/1", "a/2")
+			f.step()
+			if f.on(next) != "a/1" {
+				t.Fatalf("the target is on %q", f.on(next))
+			}
+			silence(f)
+			for range 30 * 60 {
+				f.step()
+				if f.state.Phase == rollout.RolledBack {
+					t.Fatalf("rolled back: %s", f.state.Reason)
+				}
+			}
+			f.traffic["a/1"], f.mute = 10, map[string]bool{}
+			f.until(20*time.Minute, "it is complete", func() bool { return f.state.Phase == rollout.Complete })
+		})
+	}
+}
+
+// Without a gateway nothing is decided: the target may have failed, or nobody
+// can read it.
+func TestNoGateway(t *testing.T) {
+	f := newFleet(t, next, "a/1")
+	f.refuses[next.Name] = "script load error"
+	f.until(time.Minute, "it is rolled back", func() bool { return f.state.Phase == rollout.RolledBack })
+	gateways := f.in.Gateways
+	f.in.Gateways = nil
+	f.step()
+	f.want(rollout.RolledBack, "script load error")
+	f.in.Gateways = gateways
+	f.step()
+	if f.on(old) != "a/1" {
+		t.Errorf("%v", f.state.Gateways)
+	}
+	f = newFleet(t, next)
+	f.step()
+	f.want(rollout.Rolling, "no gateway")
 }
 
 // Another target while one is under way, and back again.

@@ -17,6 +17,7 @@ const (
 	maxVMs    = 4096             // gateway workers whose counters are followed
 	maxBuilds = 4096             // builds of the plugin, each at each gateway
 	vmMemory  = 30 * time.Minute // then a silent one is forgotten, if there is need
+	maxGrowth = 1 << 40          // of a counter from one batch to the next: no sum of them overflows
 )
 
 // exchangeOutcomes are the plugin counters that are shown: a closed set, whatever a
@@ -73,7 +74,7 @@ func newLedger(reg prometheus.Registerer) *ledger {
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "periscope_gateway_batches_total", Help: "Batches that gateways sent here, by their numbers: more than were received means loss on the way."}),
 		untracked: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "periscope_gateway_untracked_batches_total", Help: "Batches whose counters were not followed, for want of room."}),
+			Name: "periscope_gateway_untracked_batches_total", Help: "Gateway workers that are no longer followed, for want of room: the ones that were silent for longest."}),
 	}
 	if reg != nil {
 		reg.MustRegister(l.exchanges, l.cut, l.sent, l.untracked)
@@ -97,7 +98,7 @@ func (l *ledger) observe(gateway string, h *event.Header, now time.Time) {
 		}
 		if len(l.vms) >= maxVMs {
 			l.untracked.Inc()
-			return
+			l.dropOldest()
 		}
 		vm = &vmState{counters: map[string]uint64{}}
 		if h.Seq > 1 {
@@ -167,7 +168,19 @@ func (v *vmState) advance(name string, counters map[string]uint64) uint64 {
 		return 0
 	}
 	v.counters[name] = now
-	return now - before
+	return min(now-before, maxGrowth)
+}
+
+// dropOldest makes room for one: each new build of the plugin has new VMs.
+func (l *ledger) dropOldest() {
+	var oldest vmKey
+	var at time.Time
+	for k, v := range l.vms {
+		if at.IsZero() || v.last.Before(at) {
+			oldest, at = k, v.last
+		}
+	}
+	delete(l.vms, oldest)
 }
 
 func (l *ledger) forget(now time.Time) {

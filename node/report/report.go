@@ -78,9 +78,9 @@ func (r *Reporter) Run(ctx context.Context) error {
 		if time.Since(opened) > interval { // it was a good one
 			delay, complaint = minBackoff, ""
 		}
-		// A control plane older than reports is no fault; that it is away, the
-		// policies' stream tells.
-		if s := status.Convert(err); s.Code() != codes.Unavailable && s.Message() != complaint {
+		// That the control plane is away, the policies' stream tells; one that is
+		// older than reports is no fault.
+		if s := status.Convert(err); s.Code() != codes.Unavailable && s.Code() != codes.Unimplemented && s.Message() != complaint {
 			complaint = s.Message()
 			r.log.Warn("the control plane takes no reports", "error", err)
 		}
@@ -118,7 +118,9 @@ func (r *Reporter) send(stream nodev1.NodeReportService_StreamReportsClient, end
 	var last *nodev1.NodeReport
 	for {
 		if now := r.report(); !proto.Equal(now, last) {
-			if stream.Send(now) != nil {
+			if err := stream.Send(now); err != nil && !errors.Is(err, io.EOF) {
+				return err // it could not be made
+			} else if err != nil {
 				return <-ended // tells why
 			}
 			last = now

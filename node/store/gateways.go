@@ -20,6 +20,12 @@ type Gateway = struct {
 	Errors  int64 // of the plugin
 }
 
+// maxCount is where counts stay: gateways write them, and SQLite would make
+// what overflows a floating-point number.
+const maxCount = 1 << 53
+
+func clamp(n int64) int64 { return max(0, min(n, maxCount)) }
+
 // AddGateways adds to what was heard: Seen and Errors are what is new, First
 // is not looked at.
 func (s *Store) AddGateways(ctx context.Context, list []Gateway) error {
@@ -32,8 +38,8 @@ func (s *Store) AddGateways(ctx context.Context, list []Gateway) error {
 	defer tx.Rollback() //nolint:errcheck // after Commit there is nothing left
 	for _, g := range list {
 		_, err := tx.ExecContext(ctx, `INSERT INTO gateways (gateway, plugin, first_us, last_us, seen, errors) VALUES (?1, ?2, ?3, ?3, ?4, ?5)
-			ON CONFLICT DO UPDATE SET last_us = max(last_us, ?3), seen = seen + ?4, errors = errors + ?5`,
-			g.Gateway, g.Plugin, g.Last.UnixMicro(), g.Seen, g.Errors)
+			ON CONFLICT DO UPDATE SET last_us = max(last_us, ?3), seen = min(seen + ?4, ?6), errors = min(errors + ?5, ?6)`,
+			g.Gateway, g.Plugin, g.Last.UnixMicro(), clamp(g.Seen), clamp(g.Errors), maxCount)
 		if err != nil {
 			return explain(fmt.Errorf("write gateways: %w", err))
 		}

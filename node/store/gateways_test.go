@@ -32,6 +32,14 @@ func TestGateways(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
+	for range 3 {
+		if err := s.AddGateways(t.Context(), []Gateway{{Gateway: "ns/b", Plugin: "2+new", Last: at.Add(2 * time.Second), Seen: 1<<63 - 1, Errors: -5}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := s.Gateways(t.Context()); err != nil || got[1].Seen != maxCount || got[1].Errors != 0 {
+		t.Errorf("what overflows: %+v, %v", got, err)
+	}
 	if err := s.forgetGateways(t.Context(), at.Add(2*time.Second)); err != nil {
 		t.Fatal(err)
 	}

@@ -244,6 +244,9 @@ func (b *builder) wants(g mirror.GatewayPlan) bool {
 	return b.config.Revision == "" || rev == "" || rev == b.config.Revision
 }
 
+// Supplies tells whether a gateway gets anything at all.
+func Supplies(c Config, g mirror.GatewayPlan) bool { return newBuilder(c).wants(g) }
+
 // gateway makes one gateway's resources.
 func (b *builder) gateway(g mirror.GatewayPlan) ([]resource, error) {
 	if !isLabel(g.Gateway.Namespace) {

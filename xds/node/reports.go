@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
@@ -27,8 +29,14 @@ const (
 	maxWires     = 16
 	maxCounts    = 256
 	maxTextBytes = 320
-	// heardFor is how long a build that nobody speaks of any more is known.
-	heardFor = time.Hour
+	// heardFor is how long a build, or a node, that nobody speaks of any more is
+	// known; what is too old is looked for no more often than evictEvery.
+	heardFor   = time.Hour
+	evictEvery = time.Minute
+	// A node reports once a second at most; reports that come faster are read
+	// late.
+	reportsPerSecond = 2
+	reportBurst      = 10
 )
 
 // Reports takes what nodes tell of themselves and of gateways. What it gives
@@ -42,15 +50,21 @@ type Reports struct {
 	serial    uint64
 	reporters map[uint64]*reporter
 	heard     map[heardKey]*Heard
+	told      map[string]*told // by node
+	evicted   time.Time        // when what is too old was looked for last
+}
+
+// told is what a node's counters were when it reported last: it may have come
+// back to say more.
+type told struct {
+	counts map[heardKey]count
+	at     time.Time
 }
 
 type heardKey struct{ gateway, plugin string }
 
-// reporter is a node that is connected, and what it said last.
-type reporter struct {
-	state  Reporter
-	counts map[heardKey]count // nil before its first report
-}
+// reporter is a node that is connected.
+type reporter struct{ state Reporter }
 
 type count struct{ seen, errors uint64 }
 
@@ -65,14 +79,16 @@ type Reporter struct {
 	Counts map[string]uint64 `json:"-"`
 }
 
-// Heard is what nodes heard from a gateway by one build of the plugin, since
-// this control plane's start.
+// Heard is what nodes heard from a gateway by one build of the plugin since
+// their start. A gateway's batches go to all of its nodes, and each tells all
+// that the gateway has counted: with several nodes Seen and Errors are so many
+// times too large, and their ratio is right.
 type Heard struct {
 	Gateway string    `json:"gateway"`
 	Plugin  string    `json:"plugin"`
-	Seen    uint64    `json:"seen"`   // exchanges
-	Errors  uint64    `json:"errors"` // of the plugin
-	Last    time.Time `json:"last,omitzero"`
+	Seen    uint64    `json:"seen"`          // exchanges
+	Errors  uint64    `json:"errors"`        // of the plugin
+	Last    time.Time `json:"last,omitzero"` // when this control plane heard that they had grown
 }
 
 // ReportsConfig is what NewReports needs.
@@ -85,7 +101,7 @@ type ReportsConfig struct {
 
 // NewReports makes a Reports.
 func NewReports(c ReportsConfig) *Reports {
-	return &Reports{config: c, reporters: map[uint64]*reporter{}, heard: map[heardKey]*Heard{}}
+	return &Reports{config: c, reporters: map[uint64]*reporter{}, heard: map[heardKey]*Heard{}, told: map[string]*told{}}
 }
 
 // Register adds the service to a gRPC server.
@@ -105,7 +121,11 @@ func (r *Reports) StreamReports(stream grpc.ClientStreamingServer[nodev1.NodeRep
 		return status.Errorf(codes.ResourceExhausted, "%d nodes report already", maxReporters)
 	}
 	defer r.close(serial)
+	pace := rate.NewLimiter(reportsPerSecond, reportBurst)
 	for {
+		if err := pace.Wait(stream.Context()); err != nil {
+			return err
+		}
 		report, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			return stream.SendAndClose(&nodev1.NodeReportReply{})
@@ -162,8 +182,8 @@ func check(report *nodev1.NodeReport) error {
 	return nil
 }
 
-// take counts by how much the node's counters have grown. Its first report is
-// where they start from: it may have counted for days, and told before.
+// take counts by how much the node's counters have grown. What it says first
+// may be old: it counts, but is no news.
 func (r *Reports) take(n *reporter, report *nodev1.NodeReport) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -173,44 +193,56 @@ func (r *Reports) take(n *reporter, report *nodev1.NodeReport) {
 	for _, v := range report.GetWireVersions() {
 		n.state.Wires = append(n.state.Wires, int(v))
 	}
+	r.evict(now)
+	last := r.told[report.GetNode()]
+	if last == nil && len(r.told) >= maxReporters {
+		return
+	}
 	counts := make(map[heardKey]count, len(report.GetGateways()))
 	for _, g := range report.GetGateways() {
-		key := heardKey{g.GetGateway(), g.GetPlugin()}
-		counts[key] = count{g.GetSeen(), g.GetErrors()}
-		h := r.entry(key, now)
-		if n.counts == nil || h == nil {
-			continue
+		key, is := heardKey{g.GetGateway(), g.GetPlugin()}, count{g.GetSeen(), g.GetErrors()}
+		counts[key] = is
+		h := r.heard[key]
+		if h == nil {
+			if len(r.heard) >= maxHeard {
+				continue
+			}
+			h = &Heard{Gateway: key.gateway, Plugin: key.plugin}
+			r.heard[key] = h
 		}
-		before := n.counts[key]
-		if g.GetSeen() <= before.seen && g.GetErrors() <= before.errors {
-			continue
+		var before count
+		if last != nil {
+			before = last.counts[key]
 		}
-		h.Seen += grown(before.seen, g.GetSeen())
-		h.Errors += grown(before.errors, g.GetErrors())
-		h.Last = now
+		if is.seen < before.seen { // the node has started anew
+			before = count{}
+		}
+		h.Seen += grown(before.seen, is.seen)
+		h.Errors += grown(before.errors, is.errors)
+		if last != nil && is != before {
+			h.Last = now
+		}
 	}
-	n.counts = counts
+	r.told[report.GetNode()] = &told{counts, now}
 }
 
-// entry gives what is known of a build at a gateway; nil, for want of room.
-func (r *Reports) entry(key heardKey, now time.Time) *Heard {
-	h := r.heard[key]
-	if h != nil {
-		return h
+// evict forgets what nobody speaks of any more.
+func (r *Reports) evict(now time.Time) {
+	if now.Sub(r.evicted) < evictEvery {
+		return
 	}
-	if len(r.heard) >= maxHeard {
-		for k, h := range r.heard {
-			if now.Sub(h.Last) > heardFor {
-				delete(r.heard, k)
-			}
+	r.evicted = now
+	spoken := map[heardKey]bool{}
+	for node, t := range r.told {
+		if now.Sub(t.at) > heardFor {
+			delete(r.told, node)
+			continue
 		}
-		if len(r.heard) >= maxHeard {
-			return nil
+		for key := range t.counts {
+			spoken[key] = true
 		}
 	}
-	h = &Heard{Gateway: key.gateway, Plugin: key.plugin}
-	r.heard[key] = h
-	return h
+	maps.DeleteFunc(r.heard, func(key heardKey, h *Heard) bool { return !spoken[key] && now.Sub(h.Last) > heardFor })
 }
 
 func grown(before, now uint64) uint64 {

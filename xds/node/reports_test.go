@@ -73,14 +73,14 @@ func TestReports(t *testing.T) {
 		list := reports.Reporters()
 		return len(list) == 1 && list[0].Node == "one" && list[0].Counts["series"] == 7 && cmp.Equal(list[0].Wires, []int{1, 2})
 	})
-	// What it counted before it came is not new.
-	if h := reports.Gateways(); len(h) != 1 || h[0].Seen != 0 || !h[0].Last.IsZero() {
+	// What it counted before it came is known, and not new.
+	if h := reports.Gateways(); len(h) != 1 || h[0].Seen != 1000 || h[0].Errors != 7 || !h[0].Last.IsZero() {
 		t.Errorf("heard at first: %+v", h)
 	}
 	counts.Store(&[]report.Gateway{{Gateway: "a/web", Plugin: "1+old", Seen: 1010, Errors: 7}, {Gateway: "a/web", Plugin: "2+new", Seen: 5, Errors: 1}})
 	eventually(t, "the node reports what is new", func() bool {
 		h := reports.Gateways()
-		return len(h) == 2 && h[0].Seen == 10 && h[0].Errors == 0 && h[1].Plugin == "2+new" && h[1].Seen == 5 && h[1].Errors == 1 && !h[1].Last.IsZero()
+		return len(h) == 2 && h[0].Seen == 1010 && h[0].Errors == 7 && !h[0].Last.IsZero() && h[1].Plugin == "2+new" && h[1].Seen == 5 && h[1].Errors == 1 && !h[1].Last.IsZero()
 	})
 	cancel()
 	if err := <-done; err != nil {
