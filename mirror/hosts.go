@@ -27,16 +27,28 @@ func (s hostSet) has(host string) bool {
 }
 
 // covers tells whether some member stands for every host that host stands for.
-func (s hostSet) covers(host string) bool {
-	if s.has("*") || s.has(host) {
-		return true
+func (s hostSet) covers(host string) bool { return s.closest(host) >= 0 }
+
+// closest tells how closely the closest of the members that cover host names it,
+// as the plugin does: the length of what is fixed, one more for a name without
+// wildcard; -1 if none covers it.
+func (s hostSet) closest(host string) int {
+	switch {
+	case !s.has(host):
+	case host[0] == '*':
+		return len(host) - 1
+	default:
+		return len(host) + 1
 	}
 	for i := range len(host) {
 		if host[i] == '.' && s.has("*"+host[i:]) {
-			return true
+			return len(host) - i
 		}
 	}
-	return false
+	if s.has("*") {
+		return 0
+	}
+	return -1
 }
 
 // overlap gives what a and b have in common.
@@ -137,23 +149,28 @@ func (s Settings) reach(anyPath bool) []string {
 	if s.Hosts != nil {
 		out = overlap(out, s.Hosts)
 	}
-	except := newHostSet(s.Except)
-	return slices.DeleteFunc(out, except.covers)
+	return slices.DeleteFunc(out, s.leaves())
+}
+
+// leaves tells the hosts that s leaves to others, who name them more closely.
+func (s Settings) leaves() func(host string) bool {
+	hosts, except := newHostSet(s.Hosts), newHostSet(s.Except)
+	return func(host string) bool { return except.closest(host) > hosts.closest(host) }
 }
 
 // taken tells which hosts of s the older policies of its gateway govern already,
 // whatever the path: the policy that has the last of them, or a line for each
 // that has some.
 func taken(older []Settings, s Settings) (by string, some []string) {
-	wanted, left, except := s.reach(false), s.reach(false), newHostSet(s.Except)
+	wanted, left, leaves := s.reach(false), s.reach(false), s.leaves()
 	for _, o := range older {
 		hosts := o.reach(true)
-		has, lacks, torn := newHostSet(hosts), newHostSet(o.Except), newHostSet(wildcards(o.Except))
-		left = slices.DeleteFunc(left, func(h string) bool { return has.covers(h) && !lacks.covers(h) && !torn.has(h) })
+		has, lacks, torn := newHostSet(hosts), o.leaves(), newHostSet(wildcards(o.Except))
+		left = slices.DeleteFunc(left, func(h string) bool { return has.covers(h) && !lacks(h) && !torn.has(h) })
 		if len(left) == 0 {
 			return o.PolicyID, nil
 		}
-		common := slices.DeleteFunc(overlap(wanted, hosts), func(h string) bool { return lacks.covers(h) || except.covers(h) })
+		common := slices.DeleteFunc(overlap(wanted, hosts), func(h string) bool { return lacks(h) || leaves(h) })
 		if len(common) > 0 {
 			some = append(some, fmt.Sprintf("the older policy %s governs %s", o.PolicyID, someOf(common)))
 		}

@@ -187,6 +187,12 @@ func TestCompileSharedGateways(t *testing.T) {
 			[]share{{"shop/a", []string{"*.shop.example", "shop.example"}, nil}, {"shop/b", []string{"*.shop.example", "shop.example"}, nil}},
 			[]string{"shop/c: gateway ingress/gw is governed by the older policy shop/b"},
 		},
+		"the closest name has the host": { // shop's own, within bank's wildcard, within shop's
+			shared(istio("bank", "web", "*.bank.example"), istio("shop", "web", "*.example", "x.bank.example")),
+			[]policy.MirrorPolicy{of("bank", "p", web), of("shop", "p", web)},
+			[]share{{"bank/p", []string{"*.bank.example"}, []string{"x.bank.example"}}, {"shop/p", []string{"*.example", "x.bank.example"}, []string{"*.bank.example"}}},
+			nil,
+		},
 		"other nodes": {
 			shared(bank, shop),
 			[]policy.MirrorPolicy{of("shop", "p", web), changed(of("bank", "p", web), func(p *policy.MirrorPolicy) { p.Spec.Nodes.Service = "nodes.bank" })},

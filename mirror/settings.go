@@ -20,7 +20,7 @@ type Settings struct {
 	SharePPM  int    // sampling probability in parts per million
 	Mode      policy.Mode
 	// Hosts, unless nil, are those that the policy is limited to, but for those
-	// in Except, and Match is within them.
+	// that Except names more closely, and Match is within them.
 	Hosts    []string `json:",omitempty"`
 	Except   []string `json:",omitempty"`
 	Match    []policy.Match

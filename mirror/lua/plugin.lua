@@ -193,8 +193,25 @@ local function any(list, host, path)
   return false
 end
 
+-- closest tells how closely m names a host: by the length of what is fixed, one
+-- more for a name without wildcard; -1 if it doesn't.
+local function closest(m, host)
+  if m.hosts and m.hosts[host] then return #host + 1 end
+  local best, list = m.hosts and m.hosts["*"] and 0 or -1, m.suffixes
+  if list then
+    for i = 1, #list do
+      local s = list[i]
+      if #s > best and #host > #s and sub(host, -#s) == s then best = #s end
+    end
+  end
+  return best
+end
+
 local function matches(s, host, raw, norm)
-  if s.within and not host_matches(s.within, host) or s.except and host_matches(s.except, host) then return false end
+  if s.within then
+    local c = closest(s.within, host)
+    if c < 0 or s.except and closest(s.except, host) > c then return false end
+  end
   return not s.match or any(s.match, host, raw) or norm ~= raw and any(s.match, host, norm)
 end
 

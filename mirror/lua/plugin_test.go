@@ -259,7 +259,7 @@ func TestGovernsAsPolicy(t *testing.T) {
 		for i := range 1 + rng.IntN(4) {
 			s := mirror.Settings{Gateway: "ns/gw", PolicyID: fmt.Sprint("ns/", i), Match: entries(2), Exclude: entries(1), Hosts: pick(names, 2)}
 			if s.Hosts != nil {
-				s.Except = pick(names, 1)
+				s.Except = pick(names, 2)
 			}
 			all = append(all, s)
 		}
@@ -274,11 +274,22 @@ func TestGovernsAsPolicy(t *testing.T) {
 
 // governs is the reference: the policy that mirrors an exchange, or none.
 func governs(all []mirror.Settings, host, target string) string {
-	among := func(hosts []string) bool {
-		return policy.Selects(&policy.Spec{Match: []policy.Match{{Hosts: hosts}}}, host, target)
+	// closest tells how closely the closest of hosts names the host: -1, not at all.
+	closest := func(hosts []string) int {
+		best := -1
+		for _, h := range hosts {
+			fixed := len(strings.TrimPrefix(h, "*"))
+			if h[0] != '*' {
+				fixed++
+			}
+			if policy.Selects(&policy.Spec{Match: []policy.Match{{Hosts: []string{h}}}}, host, target) {
+				best = max(best, fixed)
+			}
+		}
+		return best
 	}
 	for _, s := range all {
-		if s.Hosts != nil && !among(s.Hosts) || s.Except != nil && among(s.Except) || !policy.Selects(&policy.Spec{Match: s.Match}, host, target) {
+		if s.Hosts != nil && (closest(s.Hosts) < 0 || closest(s.Except) > closest(s.Hosts)) || !policy.Selects(&policy.Spec{Match: s.Match}, host, target) {
 			continue
 		}
 		if policy.Selects(&policy.Spec{Exclude: s.Exclude}, host, target) {
