@@ -142,18 +142,27 @@ func (e *Envoy) Stat(name string) int {
 	return n
 }
 
-// FreeAddr gives a loopback address with a port that nobody listens on. It is
-// below the kernel's ephemeral range, from which connections that other tests
-// make meanwhile take their ports.
+// FreeAddr gives a loopback address with a port that nobody listens on, and that
+// is given to nobody else until the test ends: by a name that only one process
+// on the host can have (an abstract socket, see unix(7)). It is below the
+// kernel's ephemeral range, from which connections that other tests make
+// meanwhile take their ports.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	for range 100 {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(16000+rand.IntN(16000)))
-		l, err := net.Listen("tcp", addr)
+		port := strconv.Itoa(16000 + rand.IntN(16000))
+		taken, err := net.Listen("unix", "@periscope-test-port-"+port)
 		if err != nil {
 			continue
 		}
+		addr := net.JoinHostPort("127.0.0.1", port)
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			taken.Close()
+			continue
+		}
 		l.Close()
+		t.Cleanup(func() { taken.Close() })
 		return addr
 	}
 	t.Fatal("no free port from 16000 to 32000")
