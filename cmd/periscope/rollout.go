@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -21,13 +22,15 @@ import (
 func (c *control) runRollout(ctx context.Context) error {
 	tick := time.NewTicker(rolloutInterval)
 	defer tick.Stop()
-	for {
+	for complaint := ""; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := c.advance(); err != nil {
-				c.cfg.logger.Error("plan not published", "error", err)
+			err := c.advance()
+			if text := fmt.Sprint(err); err != nil && text != complaint {
+				complaint = text
+				c.cfg.logger.Error("plugin not published", "error", err)
 			}
 		}
 	}
@@ -56,6 +59,7 @@ func (c *control) advance() error {
 	if c.publishNext() == nil {
 		return nil
 	}
+	defer c.fault.Store(c.fault.Load()) // the newest plan's: it stands
 	return c.hand(*last)
 }
 
@@ -68,7 +72,10 @@ func (c *control) evidence(plan mirror.Plan) []rollout.Gateway {
 		}
 		heard[h.Gateway][h.Plugin] = rollout.Count{Seen: h.Seen, Errors: h.Errors, Last: h.Last}
 	}
-	told := c.readback.told()
+	told := func(mirror.Gateway) (rollout.Delivery, string) { return rollout.Unknown, "" }
+	if c.readback != nil {
+		told = toldBy(c.readback.poller.State(), c.readback.current())
+	}
 	served := map[string][]xds.Connection{}
 	for _, conn := range c.server.Connections() {
 		served[conn.Key] = append(served[conn.Key], conn)
@@ -118,13 +125,9 @@ func (c *control) delivered(envoys []xds.Connection, build string) (rollout.Deli
 	return state, ""
 }
 
-// told gives what istiods say of a gateway; nothing of what was served before
+// toldBy gives what istiods say of a gateway; nothing of what was served before
 // the present state.
-func (r *readback) told() func(mirror.Gateway) (rollout.Delivery, string) {
-	if r == nil {
-		return func(mirror.Gateway) (rollout.Delivery, string) { return rollout.Unknown, "" }
-	}
-	state, served := r.poller.State(), r.current()
+func toldBy(state istiod.State, served istiod.Served) func(mirror.Gateway) (rollout.Delivery, string) {
 	byID := map[string]istiod.Status{}
 	for _, s := range state.Gateways {
 		byID[s.Gateway] = s
