@@ -263,6 +263,21 @@ func (n *node) ingestState() ingestState {
 	return ingestState{n.listener.Addr().String(), n.cfg.insecureListen != "", n.auth.String(), n.analysis.ring.Len(), n.analysis.ring.Bytes()}
 }
 
+// awaitPolicies waits until the policies have come, two seconds at most.
+func (n *node) awaitPolicies(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !n.policies.Ready() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 func (n *node) ready() error {
 	if n.policies.Ready() {
 		return nil

@@ -131,6 +131,10 @@ func runUp(ctx context.Context, f upFlags, logger *slog.Logger, out io.Writer) e
 		group.Go(func() error { return view.run(ctx) })
 	}
 	group.Go(func() error {
+		// What the gateway mirrors first is analysed by its policy, too.
+		if n != nil {
+			n.awaitPolicies(ctx)
+		}
 		return g.run(ctx, func() { announce(out, f, upstream == "", c, view) })
 	})
 	return group.Wait()
