@@ -151,14 +151,17 @@ func (b *Backend) skip(c net.Conn, buf []byte, head, n, left int) (int, error) {
 	return 0, nil
 }
 
-// contentLength of a request as Envoy writes it, names in lower case. Other
-// framing is refused: nothing here sends it.
+// contentLength of a request as Envoy writes it, names in lower case, or Go.
+// Other framing is refused: nothing here sends it.
 func contentLength(head []byte) (int, error) {
-	if bytes.Contains(head, []byte("\r\ntransfer-encoding:")) {
+	if bytes.Contains(head, []byte("\r\ntransfer-encoding:")) || bytes.Contains(head, []byte("\r\nTransfer-Encoding:")) {
 		return 0, io.ErrUnexpectedEOF
 	}
 	const name = "\r\ncontent-length:"
 	i := bytes.Index(head, []byte(name))
+	if i < 0 {
+		i = bytes.Index(head, []byte("\r\nContent-Length:"))
+	}
 	if i < 0 {
 		return 0, nil
 	}
