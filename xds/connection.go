@@ -12,6 +12,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"golang.org/x/time/rate"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 )
 
@@ -56,7 +57,7 @@ type connection struct {
 	node *core.Node // identity by the first message; of the stream's goroutine only
 
 	// Of the goroutine that reads the stream only.
-	requests bucket
+	requests *rate.Limiter
 	flooded  bool // logged
 
 	id, cluster, version string

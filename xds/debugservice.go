@@ -8,10 +8,10 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -51,20 +51,14 @@ func isDebug(typeURL string) bool {
 type debugService struct {
 	source DebugSource // nil: refused
 	slots  chan struct{}
-
-	mu     sync.Mutex
-	bucket bucket // that all callers share
+	pace   *rate.Limiter // that all callers share
 }
 
 func newDebugService(source DebugSource) *debugService {
-	return &debugService{source: source, slots: make(chan struct{}, debugAtOnce), bucket: newBucket(debugBurst, debugPerSecond)}
+	return &debugService{source: source, slots: make(chan struct{}, debugAtOnce), pace: rate.NewLimiter(debugPerSecond, debugBurst)}
 }
 
-func (d *debugService) allow(now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.bucket.take(now) == 0
-}
+func (d *debugService) allow(now time.Time) bool { return d.pace.AllowN(now, 1) }
 
 // serveDebug answers istioctl's requests, one after the other. A stream on which
 // nothing happens ends.

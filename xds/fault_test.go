@@ -13,6 +13,7 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 )
 
 // TestFlood: a client that sends requests as fast as it can is read slowly, and
@@ -100,12 +101,12 @@ func TestPace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &connection{server: s, requests: newBucket(requestBurst, requestPerSecond)}
+		c := &connection{server: s, requests: rate.NewLimiter(requestPerSecond, requestBurst)}
 		took := func(n int) time.Duration {
 			start := time.Now()
 			for range n {
-				if !c.pace(t.Context()) {
-					t.Fatal("the stream has not ended")
+				if err := c.pace(t.Context()); err != nil {
+					t.Fatal("the stream has not ended:", err)
 				}
 			}
 			return time.Since(start)
@@ -125,7 +126,7 @@ func TestPace(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if c.pace(ctx) {
+		if c.pace(ctx) == nil {
 			t.Error("the end of the stream is not noticed")
 		}
 	})

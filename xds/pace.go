@@ -2,7 +2,6 @@ package xds
 
 import (
 	"context"
-	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
@@ -20,49 +19,14 @@ const (
 	floodLogPerSecond = 0.1
 )
 
-// bucket holds tokens for a burst, and is filled at a steady rate.
-type bucket struct {
-	burst, perSecond float64
-	tokens           float64
-	filled           time.Time
-}
-
-func newBucket(burst, perSecond float64) bucket {
-	return bucket{burst: burst, perSecond: perSecond, tokens: burst}
-}
-
-// take takes a token, or tells how long it is until there is one.
-func (b *bucket) take(now time.Time) (wait time.Duration) {
-	if !b.filled.IsZero() {
-		b.tokens = min(b.burst, b.tokens+b.perSecond*now.Sub(b.filled).Seconds())
-	}
-	b.filled = now
-	if b.tokens < 1 {
-		return max(1, time.Duration((1-b.tokens)/b.perSecond*float64(time.Second)))
-	}
-	b.tokens--
-	return 0
-}
-
-// pace waits until the stream's next request is due; false: the stream has
+// pace waits until the stream's next request is due; an error: the stream has
 // ended. It is called by the one goroutine that reads the stream.
-func (c *connection) pace(ctx context.Context) bool {
-	for late := false; ; late = true {
-		wait := c.requests.take(time.Now())
-		if wait == 0 {
-			return true
-		}
-		if !late {
-			c.late()
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return false
-		}
+func (c *connection) pace(ctx context.Context) error {
+	if c.requests.Allow() {
+		return nil
 	}
+	c.late()
+	return c.requests.Wait(ctx)
 }
 
 // late accounts for a request that is read late.
@@ -73,10 +37,7 @@ func (c *connection) late() {
 		return
 	}
 	c.flooded = true
-	s.mu.Lock()
-	log := s.floodLogs.take(time.Now()) == 0
-	s.mu.Unlock()
-	if log {
+	if s.floodLogs.Allow() {
 		s.logger.Warn("xds client sends too many requests: they are read late", "address", c.address, "per_second", requestPerSecond)
 	}
 }
@@ -94,10 +55,10 @@ func (p *pacedSotW) Recv() (*discovery.DiscoveryRequest, error) {
 		return first, nil
 	}
 	r, err := p.debugStream.Recv()
-	if err == nil && !p.connection.pace(p.Context()) {
-		return nil, p.Context().Err()
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	return r, p.connection.pace(p.Context())
 }
 
 type deltaStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
@@ -109,8 +70,8 @@ type pacedDelta struct {
 
 func (p *pacedDelta) Recv() (*discovery.DeltaDiscoveryRequest, error) {
 	r, err := p.deltaStream.Recv()
-	if err == nil && !p.connection.pace(p.Context()) {
-		return nil, p.Context().Err()
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	return r, p.connection.pace(p.Context())
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
@@ -37,9 +38,9 @@ const (
 	defaultMaxConnections = 1000
 )
 
-// ErrNoCertificate ends a stream of a client whose identity needs one. Unlike a client that is held, one that is
-// refused is told why, and comes back: but Envoy and our node wait longer each
-// time.
+// ErrNoCertificate ends a stream of a client whose identity needs one. Unlike a
+// client that is held, one that is refused is told why, and comes back: but Envoy
+// and our node wait longer each time.
 var ErrNoCertificate = status.Error(codes.Unauthenticated,
 	"gateways and nodes have to show a client certificate that the control plane trusts (for ours: --control-cert and --control-key)")
 
@@ -75,6 +76,7 @@ type Server struct {
 	max       int
 	metrics   *metrics
 	debug     *debugService
+	floodLogs *rate.Limiter
 
 	// mu guards all below, connections' fields included. Nothing done under it
 	// waits: responses go into channels that have room.
@@ -83,7 +85,6 @@ type Server struct {
 	connections map[uint64]*connection // by serial number
 	opened      uint64
 	logged      map[string]struct{} // clients held or refused that were logged
-	floodLogs   bucket
 }
 
 // keyState is a snapshot and who waits for its next.
@@ -117,7 +118,7 @@ func New(c Config) (*Server, error) {
 		keys:        map[string]*keyState{},
 		connections: map[uint64]*connection{},
 		logged:      map[string]struct{}{},
-		floodLogs:   newBucket(floodLogBurst, floodLogPerSecond),
+		floodLogs:   rate.NewLimiter(floodLogPerSecond, floodLogBurst),
 	}, nil
 }
 
@@ -214,7 +215,7 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 
 func (s *Server) open(ctx context.Context, protocol string) (*connection, error) {
 	c := &connection{server: s, protocol: protocol, connectedAt: time.Now(), types: map[string]*tracker{},
-		requests: newBucket(requestBurst, requestPerSecond)}
+		requests: rate.NewLimiter(requestPerSecond, requestBurst)}
 	if p, ok := peer.FromContext(ctx); ok {
 		c.address, c.certified = p.Addr.String(), Certified(ctx)
 	}
