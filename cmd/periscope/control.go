@@ -293,7 +293,7 @@ func (c *control) configure() error {
 	if len(c.cfg.nodes) > 0 {
 		c.static.Nodes = []mirror.NodeService{{Endpoints: c.cfg.nodes, StandIn: true}}
 	}
-	c.mcp = mcp.Config{Form: mcp.Form(c.cfg.form), Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}
+	c.mcp = mcp.Config{Form: mcp.Form(c.cfg.form), Plugin: istioPlugin(lua.Embedded())}
 	if err := c.mcp.Validate(); err != nil {
 		return fmt.Errorf("--form: %w", err)
 	}
@@ -307,7 +307,7 @@ func (c *control) configure() error {
 	c.static.Gateways = []mirror.Gateway{gw}
 	c.gateway = gateway.Config{
 		HTTP: c.cfg.http, HTTPS: c.cfg.https, CertFile: c.cfg.certFile, KeyFile: c.cfg.keyFile,
-		Upstream: c.cfg.upstream, UpstreamCAFile: c.cfg.ca, Plugin: lua.Embedded().Code,
+		Upstream: c.cfg.upstream, UpstreamCAFile: c.cfg.ca,
 	}
 	if c.cfg.https != "" && c.cfg.certFile == "" && c.cfg.keyFile == "" {
 		c.gateway.CertFile, c.gateway.KeyFile, err = selfSigned(c.cfg.dataDir, time.Now())

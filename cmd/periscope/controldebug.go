@@ -69,19 +69,27 @@ func instance() debug.Instance {
 
 // pluginOf reads which build of the plugin an extension configuration carries.
 func pluginOf(r xds.Resource) (debug.Plugin, bool) {
-	if r.Name != gateway.PluginFilter || r.Any == nil {
+	code, ok := pluginCode(r)
+	if !ok {
 		return debug.Plugin{}, false
 	}
-	extension, filter := new(core.TypedExtensionConfig), new(luafilter.Lua)
-	if r.Any.UnmarshalTo(extension) != nil || extension.GetTypedConfig().UnmarshalTo(filter) != nil {
-		return debug.Plugin{}, false
-	}
-	code := filter.GetDefaultSourceCode().GetInlineString()
 	if b, err := lua.Read(code); err == nil {
 		return debug.Plugin{Version: b.Version, Digest: b.Digest}, true
 	}
 	sum := sha256.Sum256([]byte(code))
 	return debug.Plugin{Version: "unknown", Digest: hex.EncodeToString(sum[:6])}, true
+}
+
+// pluginCode is the plugin's code, if it is that which a resource carries.
+func pluginCode(r xds.Resource) (string, bool) {
+	if r.Name != gateway.PluginFilter || r.Any == nil {
+		return "", false
+	}
+	extension, filter := new(core.TypedExtensionConfig), new(luafilter.Lua)
+	if r.Any.UnmarshalTo(extension) != nil || extension.GetTypedConfig().UnmarshalTo(filter) != nil {
+		return "", false
+	}
+	return filter.GetDefaultSourceCode().GetInlineString(), true
 }
 
 // nodeRevision is the plan's revision in what a node was sent.

@@ -37,7 +37,7 @@ func (n *node) storeGateways(ctx context.Context) error {
 				list = append(list, store.Gateway{Gateway: g.Gateway, Plugin: g.Plugin, Last: g.Last, Seen: int64(now.seen - before.seen), Errors: int64(now.errors - before.errors)})
 			}
 		}
-		err := error(nil)
+		var err error
 		if len(list) > 0 {
 			err = n.store.AddGateways(ctx, list)
 		}

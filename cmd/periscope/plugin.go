@@ -230,8 +230,10 @@ func (p *plugins) nameOf(r xds.Resource) string {
 		return name
 	}
 	name := ""
-	if b, ok := pluginOf(r); ok {
-		name = b.Version + "+" + b.Digest
+	if code, ok := pluginCode(r); ok {
+		if b, err := lua.Read(code); err == nil {
+			name = b.Name()
+		}
 	}
 	if len(p.names) >= maxNames {
 		clear(p.names)

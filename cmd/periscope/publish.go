@@ -59,7 +59,7 @@ func (c *control) publishNext() error {
 // plugin that it is to run. Under c.publishing.
 func (c *control) hand(next controlState) error {
 	last := c.state.Load()
-	c.plugins.step(c.evidence(next.plan), c.nodesKnown())
+	c.stepPlugins(next.plan)
 	next.builds = map[string]string{}
 	for _, g := range next.plan.Gateways {
 		next.builds[g.Gateway.ID()] = c.plugins.build(g.Gateway.ID()).Name()
@@ -128,8 +128,7 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 	config := c.mcp
 	config.Plugins = map[string]mcp.Plugin{}
 	for _, g := range plan.Gateways {
-		b := c.plugins.build(g.Gateway.ID())
-		config.Plugins[g.Gateway.ID()] = mcp.Plugin{Source: b.Code, Version: b.Name()}
+		config.Plugins[g.Gateway.ID()] = istioPlugin(c.plugins.build(g.Gateway.ID()))
 	}
 	clear(c.unfit)
 	s, err := c.supplies.Make(config, plan)
@@ -140,7 +139,7 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 		}
 		if before, ok := c.buildBefore(last, fault.Gateway); ok && config.Plugins[fault.Gateway].Version != before.Name() {
 			c.unfit[fault.Gateway] = fault.Err.Error() // told to the roll-out
-			config.Plugins[fault.Gateway] = mcp.Plugin{Source: before.Code, Version: before.Name()}
+			config.Plugins[fault.Gateway] = istioPlugin(before)
 			s, err = c.supplies.Make(config, plan)
 			continue
 		}
@@ -155,6 +154,9 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 	}
 	return s.Snapshot, nil
 }
+
+// istioPlugin is a build as Istio's resources carry it.
+func istioPlugin(b lua.Build) mcp.Plugin { return mcp.Plugin{Source: b.Code, Version: b.Name()} }
 
 // buildBefore is the build of the plugin that a gateway was handed last.
 func (c *control) buildBefore(last *controlState, id string) (lua.Build, bool) {

@@ -26,7 +26,6 @@ type readback struct {
 	discovery *istiod.Discovery // nil: flags name the istiods
 	mu        sync.Mutex
 	served    istiod.Served
-	serial    uint64 // of what is served
 }
 
 // openReadback makes it, if istiods are supplied.
@@ -95,8 +94,7 @@ func (r *readback) current() istiod.Served {
 func (r *readback) serve(items map[string][]mcp.Item, plan mirror.Plan, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.serial++
-	next := istiod.Served{Serial: r.serial, Resources: map[string]istiod.Resource{}}
+	next := istiod.Served{Serial: r.served.Serial + 1, Resources: map[string]istiod.Resource{}}
 	for _, g := range plan.Gateways {
 		gateway := istiod.Gateway{ID: g.Gateway.ID(), Policy: g.PolicyIDs(), Namespace: g.Gateway.Namespace, Pods: g.Gateway.Pods}
 		for _, item := range items[g.Gateway.ID()] {

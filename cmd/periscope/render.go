@@ -46,7 +46,7 @@ besides, from periscope control or periscope up.`,
 			if err != nil {
 				return err
 			}
-			objects, err := mcp.Objects(mcp.Config{Form: mcp.Form(f.form), Plugin: mcp.Plugin{Source: lua.Embedded().Code, Version: lua.Embedded().Name()}}, plan)
+			objects, err := mcp.Objects(mcp.Config{Form: mcp.Form(f.form), Plugin: istioPlugin(lua.Embedded())}, plan)
 			if err != nil {
 				return err
 			}

@@ -14,7 +14,6 @@ import (
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 	"github.com/periscope-mesh/periscope/xds/istiod"
-	"github.com/periscope-mesh/periscope/xds/mcp"
 	xdsnode "github.com/periscope-mesh/periscope/xds/node"
 )
 
@@ -46,7 +45,7 @@ func (c *control) advance() error {
 		return nil
 	}
 	if c.plugins.underWay() {
-		c.plugins.step(c.evidence(last.plan), c.nodesKnown())
+		c.stepPlugins(last.plan)
 	}
 	same := true
 	for _, g := range last.plan.Gateways {
@@ -63,8 +62,14 @@ func (c *control) advance() error {
 	return c.hand(*last)
 }
 
+// stepPlugins decides which build each gateway of a plan is to run.
+func (c *control) stepPlugins(plan mirror.Plan) {
+	connections := c.server.Connections()
+	c.plugins.step(c.evidence(plan, connections), c.nodesKnown(connections))
+}
+
 // evidence is what is known of each gateway's build.
-func (c *control) evidence(plan mirror.Plan) []rollout.Gateway {
+func (c *control) evidence(plan mirror.Plan, connections []xds.Connection) []rollout.Gateway {
 	heard := map[string]map[string]rollout.Count{}
 	for _, h := range c.reports.Gateways() {
 		if heard[h.Gateway] == nil {
@@ -77,7 +82,7 @@ func (c *control) evidence(plan mirror.Plan) []rollout.Gateway {
 		told = toldBy(c.readback.poller.State(), c.readback.current())
 	}
 	served := map[string][]xds.Connection{}
-	for _, conn := range c.server.Connections() {
+	for _, conn := range connections {
 		served[conn.Key] = append(served[conn.Key], conn)
 	}
 	out := make([]rollout.Gateway, 0, len(plan.Gateways))
@@ -87,7 +92,7 @@ func (c *control) evidence(plan mirror.Plan) []rollout.Gateway {
 		if unfit, ok := c.unfit[id]; ok {
 			e.Delivery, e.Reason = rollout.Refused, unfit
 		} else if g.Gateway.Selector != nil {
-			if !mcp.Supplies(c.mcp, g) {
+			if !c.mcp.Supplies(g) {
 				continue // it has no plugin
 			}
 			e.Delivery, e.Reason = told(g.Gateway)
@@ -168,10 +173,10 @@ func toldBy(state istiod.State, served istiod.Served) func(mirror.Gateway) (roll
 }
 
 // nodesKnown are the nodes that are connected, with what they read.
-func (c *control) nodesKnown() []rollout.Node {
+func (c *control) nodesKnown(connections []xds.Connection) []rollout.Node {
 	wires := c.wires()
 	var out []rollout.Node
-	for _, conn := range c.server.Connections() {
+	for _, conn := range connections {
 		if conn.Key == xds.NodeKey && conn.Held == "" {
 			name := strings.TrimPrefix(conn.Node, xds.RoleNode+"~")
 			out = append(out, rollout.Node{Name: name, Wires: wires[name]})
@@ -211,7 +216,7 @@ type pluginRollout struct {
 
 func (c *control) pluginRollout() pluginRollout {
 	c.publishing.Lock()
-	s, problem, evidence := c.plugins.state, c.plugins.problem, c.evidence(c.current().plan)
+	s, problem, evidence := c.plugins.state, c.plugins.problem, c.evidence(c.current().plan, c.server.Connections())
 	c.publishing.Unlock()
 	out := pluginRollout{Target: s.Target, Stable: s.Stable, Phase: s.Phase, Reason: s.Reason, Problem: problem, Failed: s.Failed, Gateways: []pluginGateway{}}
 	heard := map[string][]xdsnode.Heard{}

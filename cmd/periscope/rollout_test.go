@@ -53,11 +53,11 @@ func TestEvidenceOfSuppliedGateways(t *testing.T) {
 		{Gateway: mirror.Gateway{Namespace: "a", Name: "governed", Selector: map[string]string{"istio": "a"}}, Policy: "a/p"},
 		{Gateway: mirror.Gateway{Namespace: "a", Name: "left-alone", Selector: map[string]string{"istio": "b"}}},
 	}}
-	if e := c.evidence(plan); len(e) != 1 || e[0].ID != "a/governed" || e[0].Delivery != rollout.Unknown {
+	if e := c.evidence(plan, nil); len(e) != 1 || e[0].ID != "a/governed" || e[0].Delivery != rollout.Unknown {
 		t.Errorf("%+v", e)
 	}
 	c.unfit["a/governed"] = "too large"
-	if e := c.evidence(plan); e[0].Delivery != rollout.Refused || e[0].Reason != "too large" {
+	if e := c.evidence(plan, nil); e[0].Delivery != rollout.Refused || e[0].Reason != "too large" {
 		t.Errorf("%+v", e)
 	}
 }

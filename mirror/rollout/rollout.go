@@ -13,6 +13,7 @@
 package rollout
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -130,7 +131,7 @@ func Step(s State, in Input) State {
 	if in.Soak <= 0 {
 		in.Soak = DefaultSoak
 	}
-	slices.SortFunc(in.Gateways, func(a, b Gateway) int { return strings.Compare(a.ID, b.ID) })
+	in.Gateways = slices.SortedFunc(slices.Values(in.Gateways), func(a, b Gateway) int { return strings.Compare(a.ID, b.ID) })
 	next := State{Target: in.Target, Stable: s.Stable, Failed: maps.Clone(s.Failed), Gateways: map[string]Assignment{}}
 	if next.Stable.Name == "" {
 		next.Stable = in.Target // there is nothing to fall back to
@@ -299,12 +300,12 @@ func unconfirmed(g *Gateway, a Assignment, build string, now time.Time, soak tim
 	ran := g.Runs[build].Seen > 0
 	switch {
 	case g.Delivery == Pending:
-		return orElse(g.Reason, "it has not acknowledged the new build yet")
+		return cmp.Or(g.Reason, "it has not acknowledged the new build yet")
 	case a.Heard && !ran:
 		return "no exchange has come from it by the new build yet"
 	case ran, g.Delivery == Acknowledged:
 	default:
-		return "nobody tells whether it runs the new build: " + orElse(g.Reason, "no exchange comes from it, and no istiod is asked")
+		return "nobody tells whether it runs the new build: " + cmp.Or(g.Reason, "no exchange comes from it, and no istiod is asked")
 	}
 	if left := a.Since.Add(soak).Sub(now); left > 0 {
 		return fmt.Sprintf("it runs the new build, and is watched until %s", a.Since.Add(soak).UTC().Format(time.RFC3339))
@@ -360,13 +361,6 @@ func (s State) assign(build string, now time.Time) {
 // Retry forgets that builds have failed.
 func (s State) Retry() State {
 	s.Failed = nil
-	return s
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
 	return s
 }
 

@@ -199,7 +199,7 @@ func (b *builder) each(plan mirror.Plan, made func(mirror.GatewayPlan) (ids []st
 	var faults []error
 	owned := map[string]bool{}
 	for _, g := range plan.Gateways {
-		if !b.wants(g) {
+		if !b.config.Supplies(g) {
 			continue
 		}
 		ids, err := made(g)
@@ -228,24 +228,21 @@ func revisions(g mirror.GatewayPlan) string {
 	return strings.Join(out, ", ")
 }
 
-// wants tells the gateways that get anything at all. A policy that is off
+// Supplies tells whether a gateway gets anything at all. A policy that is off
 // leaves the filters in place, with settings that say so: taking them away, and
 // back, would change the listener, which ends connections. Where the settings
 // are in the listener anyway, nothing is left in place.
-func (b *builder) wants(g mirror.GatewayPlan) bool {
+func (c Config) Supplies(g mirror.GatewayPlan) bool {
 	if g.Policy == "" || len(g.Gateway.Selector) == 0 {
 		return false
 	}
 	on := func(s mirror.Settings) bool { return s.Mode == policy.ModeMonitor }
-	if b.config.Form == FormTrafficExtension && !slices.ContainsFunc(g.Policies(), on) {
+	if c.Form == FormTrafficExtension && !slices.ContainsFunc(g.Policies(), on) {
 		return false
 	}
 	rev := g.Gateway.Labels[revisionLabel]
-	return b.config.Revision == "" || rev == "" || rev == b.config.Revision
+	return c.Revision == "" || rev == "" || rev == c.Revision
 }
-
-// Supplies tells whether a gateway gets anything at all.
-func Supplies(c Config, g mirror.GatewayPlan) bool { return newBuilder(c).wants(g) }
 
 // gateway makes one gateway's resources.
 func (b *builder) gateway(g mirror.GatewayPlan) ([]resource, error) {
