@@ -16,10 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/periscope-mesh/periscope/localweb"
 	"github.com/periscope-mesh/periscope/mirror/event"
@@ -209,11 +206,9 @@ func (n *node) openReporter() error {
 	if n.cfg.certs != nil {
 		credentials = n.cfg.certs.Credentials()
 	}
-	conn, err := grpc.NewClient("passthrough:///"+n.cfg.control, grpc.WithTransportCredentials(credentials), grpc.WithNoProxy(),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: 5 * time.Second}, MinConnectTimeout: 2 * time.Second}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}))
+	conn, err := nodepolicy.Dial(n.cfg.control, credentials)
 	if err != nil {
-		return fmt.Errorf("report to %s: %w", n.cfg.control, err)
+		return fmt.Errorf("report: %w", err)
 	}
 	n.closers = append(n.closers, conn.Close)
 	n.reporter, err = report.New(report.Config{Conn: conn, Node: n.cfg.name, Wires: event.Versions(), Logger: n.cfg.logger, Gateways: n.gatewayReports, Counts: func() map[string]uint64 { return ledgerCounts(n.registry) }})

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/types/known/structpb"
 )
@@ -31,11 +32,12 @@ const (
 // ownPort is what differs from attempt to attempt in a connection's errors.
 var ownPort = regexp.MustCompile(`:\d+->`)
 
-// Run takes policies until ctx ends, reconnecting as need be; it returns nil
-// then. It starts no goroutines of its own. Call it once.
-func (c *Client) Run(ctx context.Context) error {
-	conn, err := grpc.NewClient("passthrough:///"+c.address,
-		grpc.WithTransportCredentials(c.credentials),
+// Dial makes a connection to a control plane as nodes need one: it comes back
+// soon, but not all at once, and notices a control plane that went without a
+// word. It connects with its first use.
+func Dial(address string, c credentials.TransportCredentials) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(c),
 		grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSetBytes+1<<20)),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -45,7 +47,17 @@ func (c *Client) Run(ctx context.Context) error {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	)
 	if err != nil {
-		return fmt.Errorf("take policies from %s: %w", c.address, err)
+		return nil, fmt.Errorf("control plane %s: %w", address, err)
+	}
+	return conn, nil
+}
+
+// Run takes policies until ctx ends, reconnecting as need be; it returns nil
+// then. It starts no goroutines of its own. Call it once.
+func (c *Client) Run(ctx context.Context) error {
+	conn, err := Dial(c.address, c.credentials)
+	if err != nil {
+		return fmt.Errorf("take policies: %w", err)
 	}
 	defer conn.Close()
 	api := discovery.NewAggregatedDiscoveryServiceClient(conn)
