@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/periscope-mesh/periscope/test/logtest"
 )
 
 const (
@@ -53,30 +54,13 @@ type fixture struct {
 	t        *testing.T
 	server   *Server
 	registry *prometheus.Registry
-	log      *lockedBuilder
+	log      *logtest.Buffer
 	conn     *grpc.ClientConn
-}
-
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), text)
 }
 
 func newFixture(t *testing.T, change ...func(*Config)) *fixture {
 	t.Helper()
-	f := &fixture{t: t, registry: prometheus.NewRegistry(), log: &lockedBuilder{}}
+	f := &fixture{t: t, registry: prometheus.NewRegistry(), log: &logtest.Buffer{}}
 	c := Config{Logger: slog.New(slog.NewTextHandler(f.log, nil)), Registerer: f.registry}
 	for _, ch := range change {
 		ch(&c)

@@ -45,7 +45,7 @@ func TestFlood(t *testing.T) {
 		if most := requestBurst + requestPerSecond*took.Seconds() + 3*windowBytes/maxNameBytes; float64(n) > most {
 			t.Errorf("the client sent %d requests within %v, more than %.0f", n, took, most)
 		}
-		if n := f.log.count("too many requests"); n != 1 {
+		if n := f.log.Count("too many requests"); n != 1 {
 			t.Errorf("%d lines are logged", n)
 		}
 	})

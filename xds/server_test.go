@@ -196,7 +196,7 @@ func TestNackIsNotLooped(t *testing.T) {
 		if got := gather(t, f)[`periscope_xds_nacks_total{type=lds}`]; got != 1 {
 			t.Errorf("%v rejections counted", got)
 		}
-		if n := f.log.count("xds resources rejected"); n != 1 {
+		if n := f.log.Count("xds resources rejected"); n != 1 {
 			t.Errorf("%d log lines", n)
 		}
 		f.server.SetSnapshot(testKey, snap(t, map[string][]string{typeLDS: {"l=3"}}))
@@ -309,7 +309,7 @@ func TestUnknownNodeIsHeld(t *testing.T) {
 					}
 					return held == 3
 				})
-				if n := f.log.count("held without answer"); n != 1 {
+				if n := f.log.Count("held without answer"); n != 1 {
 					t.Errorf("%d log lines", n)
 				}
 				if got := gather(t, f)[`periscope_xds_refused_total{reason=identity}`]; got != 3 {
@@ -359,7 +359,7 @@ func TestCertified(t *testing.T) {
 		open := f.dial(p, gatewayNode("open/b"))
 		open.subscribe(typeLDS)
 		open.accept(typeLDS, reply{names: "o=1"})
-		if n := f.log.count("xds client refused"); n != 1 {
+		if n := f.log.Count("xds client refused"); n != 1 {
 			t.Errorf("%d log lines", n)
 		}
 		if got := gather(t, f)[`periscope_xds_refused_total{reason=certificate}`]; got != 2 {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/periscope-mesh/periscope/test/envoytest"
+	"github.com/periscope-mesh/periscope/test/logtest"
 	"github.com/periscope-mesh/periscope/xds/node/nodev1"
 )
 
@@ -230,7 +230,7 @@ func TestClientReconnects(t *testing.T) {
 func TestFault(t *testing.T) {
 	address := envoytest.FreeAddr(t)
 	c, _ := newClient(t, Config{Address: address})
-	log := &lockedBuffer{}
+	log := &logtest.Buffer{}
 	c.logger = slog.New(slog.NewTextHandler(log, nil))
 	if c.Fault() != "" {
 		t.Errorf("a fault before the first try: %s", c.Fault())
@@ -256,27 +256,10 @@ func TestFault(t *testing.T) {
 		t.Errorf("the fault is %s", c.Fault())
 	}
 	for _, reason := range []string{"connection refused", "show a certificate"} {
-		if n := log.count(reason); n != 1 {
+		if n := log.Count(reason); n != 1 {
 			t.Errorf("%q is logged %d times", reason, n)
 		}
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), text)
 }
 
 // A policy is found by its own revision, in whichever set it came, as long as

@@ -1,7 +1,6 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/periscope-mesh/periscope/policy"
+	"github.com/periscope-mesh/periscope/test/logtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -41,27 +40,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// logs is a buffer that a logger and a test share.
-type logs struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logs) count(s string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), s)
-}
-
-func newSource(t *testing.T, path, state string) (*Source, *logs) {
+func newSource(t *testing.T, path, state string) (*Source, *logtest.Buffer) {
 	t.Helper()
-	l := &logs{}
+	l := &logtest.Buffer{}
 	s, err := New(Config{Path: path, StateFile: state, Logger: slog.New(slog.NewTextHandler(l, nil))})
 	must(t, err)
 	s.reread = time.Hour // what the kernel does not tell is not found
@@ -183,8 +164,8 @@ func TestLoadMissing(t *testing.T) {
 	if len(faults) != 1 || faults[0].Error() != path+": does not exist; create it, or correct the path" {
 		t.Errorf("faults %v", faults)
 	}
-	if l.count("policy refused") != 1 {
-		t.Errorf("log: %s", &l.b)
+	if l.Count("policy refused") != 1 {
+		t.Errorf("log: %s", l)
 	}
 }
 
@@ -275,8 +256,8 @@ func TestRunEdits(t *testing.T) {
 	if diff := cmp.Diff([]string{"default/shop Refused serving"}, states(set)); diff != "" || served(set) != "default/shop=4" {
 		t.Errorf("bad edit: serves %s, statuses (-want +got):\n%s", served(set), diff)
 	}
-	if n := l.count("level=WARN"); n != 1 {
-		t.Errorf("%d warnings, want 1:\n%s", n, &l.b)
+	if n := l.Count("level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want 1:\n%s", n, l)
 	}
 
 	write(t, path, "kind: [\n")
@@ -423,7 +404,7 @@ func TestRunWithoutNotification(t *testing.T) {
 	await("start", serves("default/shop=1"))
 	write(t, path, text("shop", 2))
 	await("edit", serves("default/shop=2"))
-	if n := l.count("too many open files"); n != 1 {
+	if n := l.Count("too many open files"); n != 1 {
 		t.Errorf("told %d times, want once", n)
 	}
 }

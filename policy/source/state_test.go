@@ -107,8 +107,8 @@ func TestUnusableState(t *testing.T) {
 			if len(set.Policies) > 0 || len(set.Refused()) != 1 {
 				t.Errorf("serves %q with faults %v", served(set), set.Refused())
 			}
-			if n := l.count(`doing="read policy state"`); n != 1 {
-				t.Errorf("told %d times, want once:\n%s", n, &l.b)
+			if n := l.Count(`doing="read policy state"`); n != 1 {
+				t.Errorf("told %d times, want once:\n%s", n, l)
 			}
 		})
 	}
@@ -131,10 +131,10 @@ func TestStateLater(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no state file:\n%s", &l.b)
+			t.Fatalf("no state file:\n%s", l)
 		}
 	}
-	if n := l.count(`doing="write policy state"`); n != 1 {
+	if n := l.Count(`doing="write policy state"`); n != 1 {
 		t.Errorf("told %d times, want once", n)
 	}
 }

@@ -54,6 +54,7 @@ var allowed = map[string][]string{
 	"test/e2e":         anything,
 	"test/netnstest":   anything,
 	"test/kubetest":    anything,
+	"test/logtest":     {},
 	"test/envoytest":   anything,
 }
 

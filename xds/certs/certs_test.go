@@ -16,12 +16,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/periscope-mesh/periscope/test/logtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -53,27 +54,10 @@ func issue(t *testing.T, name string) (cert, key []byte) {
 type files struct {
 	t   *testing.T
 	dir string
-	log *lockedBuffer
+	log *logtest.Buffer
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), text)
-}
-
-func newFiles(t *testing.T) *files { return &files{t, t.TempDir(), &lockedBuffer{}} }
+func newFiles(t *testing.T) *files { return &files{t, t.TempDir(), &logtest.Buffer{}} }
 
 func (f *files) write(name string, content []byte) {
 	f.t.Helper()
@@ -138,13 +122,13 @@ func TestReload(t *testing.T) {
 		s.reload()
 	}
 	serves("one")
-	if n := f.log.count("not reloaded"); n != 1 {
+	if n := f.log.Count("not reloaded"); n != 1 {
 		t.Errorf("the fault is logged %d times", n)
 	}
 	f.write("key", key2)
 	s.reload()
 	serves("two")
-	if f.log.count("certificate reloaded") != 1 {
+	if f.log.Count("certificate reloaded") != 1 {
 		t.Error("the reload is not logged")
 	}
 	for _, break_ := range []func(){
@@ -158,16 +142,16 @@ func TestReload(t *testing.T) {
 		s.reload()
 		serves("two")
 	}
-	if n := f.log.count("not reloaded"); n != 5 {
+	if n := f.log.Count("not reloaded"); n != 5 {
 		t.Errorf("faults are logged %d times", n)
 	}
 	f.write("ca", cert2) // all is well again
 	s.reload()
 	serves("two")
-	if f.log.count("certificate reloaded") != 2 {
+	if f.log.Count("certificate reloaded") != 2 {
 		t.Error("recovery is not logged")
 	}
-	if strings.Contains(f.log.b.String(), "PRIVATE") {
+	if strings.Contains(f.log.String(), "PRIVATE") {
 		t.Error("a key is logged")
 	}
 }
@@ -232,7 +216,7 @@ func TestRun(t *testing.T) {
 		f.write("key", key)
 		time.Sleep(interval + time.Millisecond) // of the bubble's clock
 		synctest.Wait()
-		if f.log.count("certificate reloaded") != 1 {
+		if f.log.Count("certificate reloaded") != 1 {
 			t.Error("not reloaded within a second")
 		}
 		cancel()
@@ -351,7 +335,7 @@ func TestClient(t *testing.T) {
 	if _, err := dial(t, c, "127.0.0.1:1", config); err == nil {
 		t.Error("without authorities, all are trusted")
 	}
-	if n := f.log.count("not reloaded"); n != 2 {
+	if n := f.log.Count("not reloaded"); n != 2 {
 		t.Errorf("faults are logged %d times", n)
 	}
 }
@@ -379,7 +363,7 @@ func TestClientName(t *testing.T) {
 	if shown, err := dial(t, c, "control.example:1", config); err != nil || shown != nil {
 		t.Errorf("shown %v, %v", shown, err)
 	}
-	if f.log.count("authorities reloaded") != 1 {
+	if f.log.Count("authorities reloaded") != 1 {
 		t.Error("the reload is not logged")
 	}
 }

@@ -24,7 +24,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,6 +36,7 @@ import (
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/test/envoytest"
+	"github.com/periscope-mesh/periscope/test/logtest"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -72,33 +72,16 @@ type rig struct {
 	upstream *httptest.Server
 	client   *http.Client
 	last     atomic.Pointer[http.Request]
-	log      *syncBuffer
+	log      *logtest.Buffer
 
 	stopServing func()
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // newRig prepares everything but Envoy; change its config and plan before start.
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	envoytest.Path(t)
-	r := &rig{t: t, admin: envoytest.FreeAddr(t), http: envoytest.FreeAddr(t), https: envoytest.FreeAddr(t), log: &syncBuffer{}}
+	r := &rig{t: t, admin: envoytest.FreeAddr(t), http: envoytest.FreeAddr(t), https: envoytest.FreeAddr(t), log: &logtest.Buffer{}}
 	r.upstream = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.last.Store(req.Clone(context.Background()))
 		w.Header().Set("Server", "upstream/1")
