@@ -290,14 +290,20 @@ func dial(t *testing.T, c *Client, address string, server *tls.Config) (*x509.Ce
 	return nil, err
 }
 
-func TestClient(t *testing.T) {
-	f := newFiles(t)
-	server, serverKey := issue(t, "server")
-	pair, err := tls.X509KeyPair(server, serverKey)
+// asking is a server that asks for a certificate, and its own, PEM.
+func asking(t *testing.T) (cert []byte, config *tls.Config) {
+	t.Helper()
+	cert, key := issue(t, "server")
+	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert}
+	return cert, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert}
+}
+
+func TestClient(t *testing.T) {
+	f := newFiles(t)
+	server, config := asking(t)
 	cert, key := issue(t, "one")
 	f.write("crt", cert)
 	f.write("key", key)
@@ -344,12 +350,7 @@ func TestClient(t *testing.T) {
 // authorities are followed where there is no certificate.
 func TestClientName(t *testing.T) {
 	f := newFiles(t)
-	server, serverKey := issue(t, "server")
-	pair, err := tls.X509KeyPair(server, serverKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert}
+	server, config := asking(t)
 	other, _ := issue(t, "another authority")
 	f.write("ca", other)
 	cc := f.clientConfig()
