@@ -25,7 +25,7 @@ func AppendHeader(b []byte, h *Header) []byte {
 func Append(b []byte, e *Event) []byte {
 	start := len(b)
 	b = append(b, bin32, 0, 0, 0, 0)
-	b = msgp.AppendMapHeader(b, 23)
+	b = msgp.AppendMapHeader(b, 28)
 	b = appendNumber(b, "n", e.N)
 	b = appendText(b, "p", e.Policy)
 	b = appendNumber(b, "s", e.SharePPM)
@@ -40,6 +40,14 @@ func Append(b []byte, e *Event) []byte {
 	b = appendText(b, "sni", e.SNI)
 	b = appendText(b, "tls", e.TLS)
 	b = appendText(b, "route", e.Route)
+	b = appendNumber(b, "tq", e.RequestEndUS)
+	b = appendText(b, "tsub", e.PeerSubject)
+	b = msgp.AppendArrayHeader(msgp.AppendString(b, "tsan"), uint32(len(e.PeerSANs)))
+	for _, n := range e.PeerSANs {
+		b = msgp.AppendString(b, n)
+	}
+	b = appendText(b, "rf", e.ResponseFlags)
+	b = appendText(b, "rd", e.ResponseDetails)
 	b = appendNumber(b, "f", uint64(e.Flags))
 	b = appendMessage(b, "q", &e.Request)
 	b = appendMessage(b, "r", &e.Response)

@@ -52,6 +52,7 @@ func DefaultLimits() Limits {
 const (
 	maxCounters   = 64
 	maxName       = 256  // bytes of an identifier of the header
+	maxTexts      = 64   // elements of a list of texts
 	maxSkipDepth  = 8    // nesting of values under unknown keys
 	bin32         = 0xc6 // MessagePack bin 32
 	frameOverhead = 5
@@ -203,6 +204,16 @@ func (e *Event) decode(b []byte, limits Limits) *Error {
 			e.TLS = r.name(key)
 		case "route":
 			e.Route = r.text(key)
+		case "tq":
+			e.RequestEndUS = r.uint(key)
+		case "tsub":
+			e.PeerSubject = r.text(key)
+		case "tsan":
+			e.PeerSANs = r.texts(key)
+		case "rf":
+			e.ResponseFlags = r.name(key)
+		case "rd":
+			e.ResponseDetails = r.text(key)
 		case "f":
 			e.Flags |= Flags(r.uint(key)) &^ FlagFieldsDropped
 		case "qh":
@@ -333,6 +344,28 @@ func (r *reader) uint(key string) uint64 {
 	}
 	r.b = rest
 	return v
+}
+
+// texts reads an array of texts.
+func (r *reader) texts(key string) []string {
+	n, rest, err := msgp.ReadArrayHeaderBytes(r.b)
+	if err != nil {
+		r.fail(key, err)
+		return nil
+	}
+	r.b = rest
+	if n > maxTexts {
+		r.err = &Error{ReasonTooLarge, strings.Clone(key), fmt.Sprintf("%d elements, the limit is %d", n, maxTexts)}
+		return nil
+	}
+	var out []string
+	for range n {
+		out = append(out, r.text(key))
+		if r.err != nil {
+			return nil
+		}
+	}
+	return out
 }
 
 // fields reads a flat array name, value, …

@@ -72,9 +72,21 @@ type Event struct {
 	SNI       string // (sni) TLS server name
 	TLS       string // (tls) TLS version, empty for plain text
 	Route     string // (route) Envoy route name
-	Flags     Flags  // (f)
-	Request   Message
-	Response  Message
+	// RequestEndUS is the request's last byte, µs after StartUS; 0: not seen.
+	RequestEndUS uint64 // (tq)
+	// PeerSubject and PeerSANs are of the client's certificate: its subject
+	// (RFC 2253), its URI and DNS subject alternative names.
+	PeerSubject string   // (tsub)
+	PeerSANs    []string // (tsan)
+	// ResponseFlags and ResponseDetails are Envoy's own account of an exchange
+	// that did not end well, "UF,URX" and "upstream_reset_before_response_started{…}":
+	// https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage.
+	// Lua does not know them; they come by access log or ext_proc.
+	ResponseFlags   string // (rf)
+	ResponseDetails string // (rd)
+	Flags           Flags  // (f)
+	Request         Message
+	Response        Message
 }
 
 // Message is one direction. Keys with q for requests, r for responses.
@@ -101,4 +113,6 @@ const (
 	FlagMasked                          // something was masked
 	FlagRequestOpen                     // the request had not ended when the event was made
 	FlagFieldsDropped                   // set by the decoder: header lines beyond Limits.MaxFields were dropped
+	FlagResponseOpen                    // the response had begun and not ended when the event was made
+	FlagLogOnly                         // made from Envoy's access log alone: nothing else of the exchange is known
 )

@@ -26,6 +26,7 @@ func exchange() *event.Event {
 	return &event.Event{
 		N: 42, Policy: "default/default", SharePPM: 1_000_000, StartUS: 1_790_000_000_000_000, HeadersUS: 1000, EndUS: 2000,
 		Source: "203.0.113.7:51000", Local: "10.0.0.1:8443", Protocol: "HTTP/2", SNI: "shop.example", TLS: "TLSv1.3", Route: "default",
+		RequestEndUS: 900, PeerSubject: "CN=shop", PeerSANs: []string{"spiffe://shop/a", "a.shop"}, ResponseFlags: "UF,URX", ResponseDetails: "upstream_reset",
 		Flags: event.FlagRequestCut,
 		Request: event.Message{
 			Headers: []event.Field{
