@@ -165,12 +165,16 @@ func TestEncode(t *testing.T) {
 		Always:   []policy.Class{policy.ClassSuspicious},
 		Request:  policy.BodyLimit{MaxBytes: 65536, ContentTypes: []string{"*/*"}},
 		Response: policy.BodyLimit{MaxBytes: 0},
-		Mask:     policy.Mask{Headers: []string{"cookie"}, JSONPaths: []string{"$.a[*].password", "$.list[*]"}, Detectors: []policy.Detector{policy.DetectorCreditCard}},
+		Mask: policy.Mask{
+			Headers: []string{"x-key"}, Cookies: []string{"session"}, QueryParameters: []string{"access_token", "schlüssel"}, FormFields: []string{"password"},
+			JSONPaths: []string{"$.a[*].password", "$.list[*]"}, Detectors: []policy.Detector{policy.DetectorCreditCard},
+		},
 	}
 	want := strings.Join([]string{
 		"gateway\tns/gw", "policy\tns/p", "rev\tr", "share_rev\ts", "mode\tMonitor", "ppm\t250000",
 		"match\tw.shop.example\tha.example\tp/api\te/a%09b%25%0Ac%20%C3%A9", "match",
-		"always\tSuspicious", "request\t65536", "request_types\t*/*", "response\t0", "mask_headers\tcookie", "mask_json\tpassword\tlist", "detect_cards", "",
+		"always\tSuspicious", "request\t65536", "request_types\t*/*", "response\t0", "mask_headers\tx-key", "mask_cookies\tsession",
+		"mask_query\taccess_token\tschl%C3%BCssel", "mask_form\tpassword", "mask_json\tpassword\tlist", "detect_cards", "",
 	}, "\n")
 	if d := cmp.Diff(want, s.Encode()); d != "" {
 		t.Errorf("-want +got\n%s", d)

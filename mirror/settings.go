@@ -47,7 +47,8 @@ type Settings struct {
 //	match   (h|w|e|p)VALUE…  one record an entry: host, wildcard host's suffix,
 //	exclude (h|w|e|p)VALUE…  exact path, path prefix without a slash at its end
 //	request_types T…         response_types T…    always C…
-//	mask_headers N…          mask_json NAME…      detect_cards
+//	mask_headers N…          mask_cookies NAME…   mask_query NAME…
+//	mask_form NAME…          mask_json NAME…      detect_cards
 func (s Settings) Encode() string {
 	var b strings.Builder
 	s.encode(&b)
@@ -84,7 +85,10 @@ func (s Settings) encode(b *strings.Builder) {
 	record(b, "response", strconv.FormatInt(int64(s.Response.MaxBytes), 10))
 	record(b, "response_types", s.Response.ContentTypes...)
 	record(b, "mask_headers", s.Mask.Headers...)
-	record(b, "mask_json", lastNames(s.Mask.JSONPaths)...)
+	record(b, "mask_cookies", s.Mask.Cookies...)
+	record(b, "mask_query", s.Mask.QueryParameters...)
+	record(b, "mask_form", s.Mask.FormFields...)
+	record(b, "mask_json", s.Mask.JSONNames()...)
 	for _, d := range s.Mask.Detectors {
 		if d == policy.DetectorCreditCard {
 			b.WriteString("detect_cards\n")
@@ -129,17 +133,6 @@ func hostFields(hosts []string) []string {
 		} else {
 			out = append(out, "h"+h)
 		}
-	}
-	return out
-}
-
-// lastNames gives each JSON path's last name: the plugin masks by name, at any
-// depth, so that a truncated or malformed body cannot slip through.
-func lastNames(paths []string) []string {
-	var out []string
-	for _, p := range paths {
-		name := p[strings.LastIndexByte(p, '.')+1:]
-		out = append(out, strings.TrimSuffix(name, "[*]"))
 	}
 	return out
 }

@@ -28,6 +28,7 @@ func blank() MirrorPolicy {
 		"application/x-www-form-urlencoded", "application/graphql-response+json", "text/*",
 	}}
 	p.Spec.Mask.Headers = []string{"authorization", "proxy-authorization"}
+	p.Spec.Mask.QueryParameters = []string{"access_token"}
 	p.Spec.Detection.Paranoia = 1
 	p.Spec.Nodes = Nodes{Service: "periscope-node", Port: 5050}
 	return p
@@ -52,6 +53,9 @@ func (p *MirrorPolicy) normalize() {
 		}
 	}
 	lower(p.Spec.Mask.Headers)
+	lower(p.Spec.Mask.Cookies)
+	lower(p.Spec.Mask.QueryParameters)
+	lower(p.Spec.Mask.FormFields)
 	lower(p.Spec.Body.Request.ContentTypes)
 	lower(p.Spec.Body.Response.ContentTypes)
 	for _, entries := range [][]Match{p.Spec.Match, p.Spec.Exclude} {

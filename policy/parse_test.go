@@ -104,7 +104,7 @@ func TestParseExample(t *testing.T) {
 				Request:  BodyLimit{MaxBytes: 65536, ContentTypes: []string{"*/*"}},
 				Response: BodyLimit{MaxBytes: 16384, ContentTypes: []string{"application/json", "text/*"}},
 			},
-			Mask:        Mask{Headers: []string{"authorization", "cookie"}, JSONPaths: []string{"$.password"}, Detectors: []Detector{DetectorCreditCard}},
+			Mask:        Mask{Headers: []string{"authorization", "cookie"}, QueryParameters: []string{"access_token"}, JSONPaths: []string{"$.password"}, Detectors: []Detector{DetectorCreditCard}},
 			Application: "storefront",
 			Detection:   Detection{Paranoia: 1, Exclusions: []Exclusion{{RuleID: 942100, Target: "ARGS:q"}}},
 			Nodes:       Nodes{Service: "periscope-node", Port: 5050},
@@ -151,7 +151,7 @@ func TestParseExplicit(t *testing.T) {
 func TestParseForms(t *testing.T) {
 	p := parseOne(t, "\ufeff"+`{"apiVersion": "periscope.dev/v1alpha1", "kind": "MirrorPolicy",
   "metadata": {"name": "shop", "creationTimestamp": "2026-01-31T12:00:00+01:00", "labels": {"a.b/c": "1"}},
-  "spec": {"mode": "Off", "mask": {"headers": ["Cookie"]}, "sampling": {"percent": 2.5},
+  "spec": {"mode": "Off", "mask": {"headers": ["Cookie"], "cookies": ["SID"], "queryParameters": ["Key"], "formFields": ["user[Password]", "Schlüssel"]}, "sampling": {"percent": 2.5},
   "targetRefs": [{"name": "public"}], "match": [{"paths": [{"value": "/api/"}, {"value": "/"}, {"type": "Exact", "value": "/x/"}]}]}}`)
 	if want := time.Date(2026, 1, 31, 11, 0, 0, 0, time.UTC); !p.Metadata.CreationTimestamp.Equal(want) {
 		t.Errorf("created %v, want %v", p.Metadata.CreationTimestamp, want)
@@ -162,7 +162,11 @@ func TestParseForms(t *testing.T) {
 	if diff := cmp.Diff([]TargetRef{{GroupGatewayAPI, KindGateway, "public"}}, p.Spec.TargetRefs); diff != "" {
 		t.Errorf("targets differ (-want +got):\n%s", diff)
 	}
-	if p.Spec.Mode != ModeOff || p.Spec.Mask.Headers[0] != "cookie" || p.Spec.Sampling.Adaptive.MinPercent != 2.5 {
+	mask := Mask{Headers: []string{"cookie"}, Cookies: []string{"sid"}, QueryParameters: []string{"key"}, FormFields: []string{"user[password]", "schlüssel"}}
+	if diff := cmp.Diff(mask, p.Spec.Mask); diff != "" {
+		t.Errorf("masks differ (-want +got):\n%s", diff)
+	}
+	if p.Spec.Mode != ModeOff || p.Spec.Sampling.Adaptive.MinPercent != 2.5 {
 		t.Errorf("spec = %+v", p.Spec)
 	}
 	null := parseOne(t, "apiVersion: periscope.dev/v1alpha1\nkind: MirrorPolicy\nmetadata: {name: shop, creationTimestamp: null}\n")

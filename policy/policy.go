@@ -133,11 +133,26 @@ type BodyLimit struct {
 // 64Ki, 1Mi, 64k.
 type Quantity int64
 
-// Mask names what is replaced at the gateway, before anything leaves it.
+// Mask names what is replaced at the gateway, before anything leaves it. Names
+// match whatever their case, see package mirror/mask.
 type Mask struct {
-	Headers   []string   `yaml:"headers" json:"headers,omitempty"`     // names, any case; default authorization, proxy-authorization
-	JSONPaths []string   `yaml:"jsonPaths" json:"jsonPaths,omitempty"` // "$.a.b"; the last name is masked at any depth, never less
-	Detectors []Detector `yaml:"detectors" json:"detectors,omitempty"`
+	Headers         []string   `yaml:"headers" json:"headers,omitempty"`                 // default authorization, proxy-authorization
+	Cookies         []string   `yaml:"cookies" json:"cookies,omitempty"`                 // in cookie and set-cookie
+	QueryParameters []string   `yaml:"queryParameters" json:"queryParameters,omitempty"` // default access_token (RFC 6750); of the path and of headers that hold URLs
+	FormFields      []string   `yaml:"formFields" json:"formFields,omitempty"`           // of URL-encoded and multipart bodies
+	JSONPaths       []string   `yaml:"jsonPaths" json:"jsonPaths,omitempty"`             // "$.a.b"; the last name is masked at any depth, never less
+	Detectors       []Detector `yaml:"detectors" json:"detectors,omitempty"`
+}
+
+// JSONNames gives each JSON path's last name: masking goes by name, at any
+// depth, so that a cut or malformed body cannot slip through.
+func (m Mask) JSONNames() []string {
+	var out []string
+	for _, p := range m.JSONPaths {
+		name := p[strings.LastIndexByte(p, '.')+1:]
+		out = append(out, strings.TrimSuffix(name, "[*]"))
+	}
+	return out
 }
 
 // Detector finds sensitive values by their shape.

@@ -23,7 +23,7 @@ const (
 	maxEntries      = 64 // of every other list
 	maxExclusions   = 256
 	maxPathBytes    = 1024
-	maxNameBytes    = 128 // of a header, a media type or an excluded target
+	maxNameBytes    = 128 // of a header, a masked name, a media type or an excluded target
 	maxJSONPath     = 256
 	maxBodyBytes    = 1 << 20
 	minRuleID       = 900_000
@@ -33,8 +33,10 @@ const (
 )
 
 var (
-	labelForm     = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	headerForm    = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9a-z-]+$")
+	labelForm  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	headerForm = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9a-z-]+$")
+	// As they are once decoded, in lower case.
+	parameterForm = regexp.MustCompile(`^[^\x00-\x20\x7f"#%&+;=?A-Z\\]+$`)
 	mediaTypeForm = regexp.MustCompile(`^(\*/\*|[a-z0-9!#$&^_.+-]+/(\*|[a-z0-9!#$&^_.+-]+))$`)
 	jsonPathForm  = regexp.MustCompile(`^\$(\.[A-Za-z0-9_-]+(\[\*\])?)*\.[A-Za-z0-9_-]+$`)
 	// No quotes, commas, bars and backslashes: a target becomes part of a rule.
@@ -121,13 +123,10 @@ func (s *Sampling) check(c *checker) {
 }
 
 func (m *Mask) check(c *checker) {
-	if c.atMost("spec.mask.headers", len(m.Headers), maxEntries) {
-		for i, name := range m.Headers {
-			if len(name) > maxNameBytes || !headerForm.MatchString(name) {
-				c.add(item("spec.mask.headers", i), "must be an HTTP header's name, got "+quote(name), "write it as authorization")
-			}
-		}
-	}
+	c.names("spec.mask.headers", m.Headers, headerForm, "must be an HTTP header's name", "write it as authorization")
+	c.names("spec.mask.cookies", m.Cookies, headerForm, "must be a cookie's name", "write it as session")
+	c.names("spec.mask.queryParameters", m.QueryParameters, parameterForm, "must be a query parameter's name, without its value", "write it decoded, as access_token")
+	c.names("spec.mask.formFields", m.FormFields, parameterForm, "must be a form field's name, without its value", "write it decoded, as password")
 	if c.atMost("spec.mask.jsonPaths", len(m.JSONPaths), maxEntries) {
 		for i, path := range m.JSONPaths {
 			if len(path) > maxJSONPath || !jsonPathForm.MatchString(path) {
@@ -136,6 +135,18 @@ func (m *Mask) check(c *checker) {
 		}
 	}
 	allOf(c, "spec.mask.detectors", m.Detectors, DetectorCreditCard)
+}
+
+// names checks a list of names to mask.
+func (c *checker) names(path string, names []string, form *regexp.Regexp, problem, remedy string) {
+	if !c.atMost(path, len(names), maxEntries) {
+		return
+	}
+	for i, name := range names {
+		if len(name) > maxNameBytes || !form.MatchString(name) {
+			c.add(item(path, i), problem+", got "+quote(name), remedy)
+		}
+	}
 }
 
 func (d *Detection) check(c *checker) {

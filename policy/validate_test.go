@@ -19,13 +19,25 @@ func TestValidate(t *testing.T) {
 		"no number":          {func(p *MirrorPolicy) { p.Spec.Sampling.Percent = math.NaN() }, []string{"spec.sampling.percent"}},
 		"infinite":           {func(p *MirrorPolicy) { p.Spec.Sampling.Adaptive.MinPercent = math.Inf(1) }, []string{"spec.sampling.adaptive.minPercent"}},
 		"header in capitals": {func(p *MirrorPolicy) { p.Spec.Mask.Headers = []string{"Cookie"} }, []string{"spec.mask.headers[0]"}},
-		"type in capitals":   {func(p *MirrorPolicy) { p.Spec.Body.Request.ContentTypes = []string{"Text/HTML"} }, []string{"spec.body.request.contentTypes[0]"}},
-		"long name":          {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 126) + "a" }, nil},
-		"too long name":      {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 127) + "a" }, []string{"metadata.name"}},
-		"too many":           {func(p *MirrorPolicy) { p.Spec.Match = make([]Match, 65); p.Spec.Sampling.Always = make([]Class, 100) }, []string{"spec.match", "spec.sampling.always"}},
-		"empty label":        {func(p *MirrorPolicy) { p.Spec.Selector = &Selector{MatchLabels: map[string]string{"": "x"}} }, []string{"spec.selector.matchLabels"}},
-		"istio gateway":      {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{GroupIstio, KindGateway, "public"}} }, nil},
-		"no group":           {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{"", "", "public"}} }, []string{"spec.targetRefs[0].group", "spec.targetRefs[0].kind"}},
+		"names in capitals": {func(p *MirrorPolicy) {
+			p.Spec.Mask.Cookies = []string{"SID"}
+			p.Spec.Mask.QueryParameters = []string{"Key"}
+			p.Spec.Mask.FormFields = []string{"PIN"}
+		}, []string{"spec.mask.cookies[0]", "spec.mask.queryParameters[0]", "spec.mask.formFields[0]"}},
+		"long mask": {func(p *MirrorPolicy) {
+			p.Spec.Mask.QueryParameters = []string{strings.Repeat("a", 128), strings.Repeat("a", 129)}
+		}, []string{"spec.mask.queryParameters[1]"}},
+		"too many masks": {func(p *MirrorPolicy) {
+			p.Spec.Mask.Cookies = make([]string, 65)
+			p.Spec.Mask.FormFields = make([]string, 65)
+		}, []string{"spec.mask.cookies", "spec.mask.formFields"}},
+		"type in capitals": {func(p *MirrorPolicy) { p.Spec.Body.Request.ContentTypes = []string{"Text/HTML"} }, []string{"spec.body.request.contentTypes[0]"}},
+		"long name":        {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 126) + "a" }, nil},
+		"too long name":    {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 127) + "a" }, []string{"metadata.name"}},
+		"too many":         {func(p *MirrorPolicy) { p.Spec.Match = make([]Match, 65); p.Spec.Sampling.Always = make([]Class, 100) }, []string{"spec.match", "spec.sampling.always"}},
+		"empty label":      {func(p *MirrorPolicy) { p.Spec.Selector = &Selector{MatchLabels: map[string]string{"": "x"}} }, []string{"spec.selector.matchLabels"}},
+		"istio gateway":    {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{GroupIstio, KindGateway, "public"}} }, nil},
+		"no group":         {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{"", "", "public"}} }, []string{"spec.targetRefs[0].group", "spec.targetRefs[0].kind"}},
 		"whole collection": {func(p *MirrorPolicy) {
 			p.Spec.Detection.Exclusions = []Exclusion{{942100, "REQUEST_COOKIES"}, {920100, ""}, {942100, "ARGS:json.items[0].q"}}
 		}, nil},
