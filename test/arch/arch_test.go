@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"mirror":           {"policy"},
 	"mirror/lua":       {},
 	"mirror/event":     {},
+	"mirror/mask":      {"policy"},
 	"mirror/topology":  {"mirror", "policy"},
 	"mirror/rollout":   {},
 	"xds":              {"mirror"},
