@@ -56,6 +56,379 @@ end
 local function key(k) return str(#k) .. k end
 local function pair(k, v) return key(k) .. str(#v) .. v end
 
+-- ------------------------------------------------------------------ masking (reference: mirror/mask)
+
+local HIDDEN = "***"
+
+local function unescape(s)
+  return (gsub(s, "%%(%x%x)", function(h) return char(tonumber(h, 16)) end))
+end
+
+-- name_set prepares the names behind a record's key: indexed with a name as it
+-- was sent it gives true if that is masked, decoded, in lower case, as a whole
+-- or by any of its parts: "user[password]" and "user.password" are masked with
+-- password. It remembers what it was asked, within bounds.
+local function name_set(fields)
+  local names, asked, count = {}, {}, 0
+  for i = 2, #fields do names[lower(fields[i])] = true end
+  return setmetatable(asked, { __index = function(_, sent)
+    local name = lower(unescape((gsub(sent, "%+", " "))))
+    local hit = names[name] or false
+    if not hit and find(name, "[%z\1-\32%[%].]") then
+      local first = find(name, "[^%z\1-\32]")
+      local last = first and string.match(name, "^.*[^%z\1-\32]()", first)
+      hit = first and names[sub(name, first, last - 1)] or false
+      for part in string.gmatch(name, "[^%z\1-\32%[%].]+") do hit = hit or names[part] or false end
+    end
+    if #sent <= 64 then
+      if count == MAX_CACHE then
+        for k in pairs(asked) do asked[k] = nil end
+        count = 0
+      end
+      asked[sent] = hit
+      count = count + 1
+    end
+    return hit
+  end })
+end
+
+-- string_end gives the place of the closing quote of the string that begins at
+-- i; nil: it does not end.
+local function string_end(v, i)
+  while true do
+    i = find(v, '["\\]', i + 1)
+    if not i or byte(v, i) == 34 then return i end
+    i = i + 1
+  end
+end
+
+-- mask_pairs hides values of "name=value" between separators. keys and ends are
+-- v itself, or v with the separators of which some readers know in place of
+-- other bytes: a name begins after any in keys, a hidden value ends only at one
+-- in ends.
+local function mask_pairs(v, names, keys, ends, separator, quotes)
+  local equals = find(v, "=", 1, true)
+  local out, n, done, from = nil, 0, 1, 1
+  while equals do
+    local stop = find(keys, separator, from, true)
+    if not stop or stop > equals then
+      if names[sub(v, from, equals - 1)] then
+        local at = equals + 1
+        if quotes then
+          local _, quote = find(v, '^%s*"', at)
+          at = quote and string_end(v, quote) or at
+        end
+        stop = find(ends, separator, at, true)
+        out = out or {}
+        out[n + 1], out[n + 2] = sub(v, done, equals), HIDDEN
+        n = n + 2
+        done = stop or #v + 1
+      end
+      if not stop then break end
+      equals = find(v, "=", stop + 1, true)
+    end
+    from = stop + 1
+  end
+  if not out then return v end
+  out[n + 1] = sub(v, done)
+  return table.concat(out)
+end
+
+-- mask_cookies masks a Cookie or Set-Cookie header's value. A comma may separate
+-- cookies (RFC 2965, and proxies that fold header lines), or be part of one.
+local function mask_cookies(v, names)
+  local keys = find(v, ",", 1, true) and gsub(v, ",", ";") or v
+  return mask_pairs(v, names, keys, v, ";", find(v, '"', 1, true))
+end
+
+-- mask_url masks the parameters of a URL's query and fragment, and of its path
+-- ("/a;name=value/b"). A semicolon or question mark may separate parameters, or
+-- be part of one.
+local function mask_url(v, names)
+  if not find(v, "=", 1, true) then return v end
+  local query = find(v, "[?#]") or #v + 1
+  local path, fragment = sub(v, 1, query - 1), find(v, "#", query + 1, true) or #v + 1
+  local separated = find(path, ";", 1, true) and gsub(path, ";", "/") or path
+  local out = mask_pairs(path, names, separated, separated, "/")
+  if query <= #v then
+    local q, f = sub(v, query, fragment - 1), sub(v, fragment)
+    out = out .. mask_pairs(q, names, gsub(q, "[;?#]", "&"), q, "&")
+    if f ~= "" then out = out .. mask_pairs(f, names, gsub(f, "[;?#]", "&"), f, "&") end
+  end
+  return out
+end
+
+-- mask_form masks the fields of a form: URL-encoded, or each on a line (HTML's
+-- text/plain).
+local function mask_form(v, names)
+  local keys = v
+  if find(v, ";", 1, true) or find(v, "\n", 1, true) or find(v, "\r", 1, true) then keys = gsub(v, "[;\r\n]", "&") end
+  return mask_pairs(v, names, keys, v, "&")
+end
+
+-- masked_disposition says whether a Content-Disposition names a masked field, by
+-- any of its name parameters, as RFC 7578, RFC 5987 and RFC 2231 write them.
+local function masked_disposition(v, names)
+  local at, continued = find(v, ";", 1, true), nil
+  while at do
+    local equals, semicolon = find(v, "=", at + 1, true), find(v, ";", at + 1, true)
+    if not equals then break end
+    if semicolon and semicolon < equals then at = semicolon
+    else
+      local star, number, last = string.match(gsub(lower(sub(v, at + 1, equals - 1)), "[^%l%d*]", ""), "^name(%*?)(%d*)(%*?)$")
+      if star == "" and number .. last ~= "" then star = nil end
+      local quote = find(v, '"', equals, true)
+      local value = sub(v, equals + 1, (semicolon or #v + 1) - 1)
+      local quoted = quote and (not semicolon or quote < semicolon)
+      if quoted then
+        local close = string_end(v, quote)
+        value = sub(v, quote + 1, (close or #v + 1) - 1)
+        semicolon = close and find(v, ";", close + 1, true)
+        if star and names[sub(v, equals + 1, quote - 1)] then return true end
+      end
+      at = semicolon
+      if star then
+        if star ~= "" and (number == "" or number .. last == "0*") then value = string.match(value, "^[^']*'[^']*'(.*)") or value end
+        if number ~= "" then
+          continued = continued or {}
+          continued[tonumber(number)] = quoted and value or gsub(value, "[%z\1-\32\128-\255]+", "")
+        elseif names[value] or names[gsub(value, "\\(.)", "%1")] or not quoted and names[gsub(value, "[\128-\255]", " ")] then return true end
+      end
+    end
+  end
+  if not continued then return false end
+  local parts = {}
+  while continued[#parts] do parts[#parts + 1] = continued[#parts] end
+  local name = table.concat(parts)
+  return names[name] or names[gsub(name, "\\(.)", "%1")]
+end
+
+-- boundary_of reads the boundary of a content type; nil if it is missing or can
+-- be read in more than one way.
+local function boundary_of(content_type)
+  local low = lower(content_type)
+  local _, at = find(low, "boundary%s*[=*]")
+  if not at or byte(low, at) ~= 61 or find(low, "boundary%s*[=*]", at + 1) then return nil end
+  at = find(low, "%S", at + 1)
+  if not at then return nil end
+  local quoted = string.match(content_type, '^"([^"\\]+)"', at)
+  if quoted then return quoted end
+  local token, after = string.match(content_type, '^([^";,\\%s]+)%s*()', at)
+  local c = token and byte(content_type, after)
+  if token and (not c or c == 59) then return token end
+end
+
+-- mask_multipart hides parts (RFC 7578) by the name in their Content-Disposition,
+-- from the end of that line to the next boundary, or to the end where there is
+-- none or the boundary is not known.
+local function mask_multipart(v, names, boundary)
+  local low = lower(v)
+  local delimiter = boundary and (find(v, "\r\n", 1, true) and "\r\n--" or "\n--") .. boundary
+  local out, n, done, from = nil, 0, 1, 1
+  while true do
+    local _, header = find(low, "content-disposition", from, true)
+    if not header then break end
+    from = header + 1
+    local _, colon = find(v, "^%s*:", from)
+    if colon then
+      local stop = find(v, "\r?\n[^ \t]", colon + 1)
+      if not stop then break end
+      from = stop
+      if masked_disposition(sub(v, colon + 1, stop - 1), names) then
+        local next_part = #v + 1
+        local at, e = from, nil
+        while delimiter do
+          at, e = find(v, delimiter, at, true)
+          if not at then break end
+          local rest = find(v, "^%-%-", e + 1) and e + 3 or e + 1
+          rest = find(v, "[^ \t]", rest)
+          if not rest or find(v, "^\r?\n", rest) then next_part = at; break end
+          at = at + 1
+        end
+        out = out or {}
+        out[n + 1], out[n + 2] = sub(v, done, stop - 1), "\r\n\r\n" .. HIDDEN
+        n = n + 2
+        done, from = next_part, next_part
+      end
+    end
+  end
+  if not out then return v end
+  out[n + 1] = sub(v, done)
+  return table.concat(out)
+end
+
+-- json_names prepares the names behind a record's key for mask_json.
+local function json_names(fields)
+  local names = { is = {} }
+  for i = 2, #fields do
+    local name = lower(fields[i])
+    names[i - 1], names.is[name] = '"' .. name .. '"', true
+  end
+  return names
+end
+
+-- escaped_name finds the next name in quotes that is written with escapes: gives
+-- the places of its quotes.
+local function escaped_name(v, names, at)
+  local from = at
+  while true do
+    at = find(v, "\\u00", at, true)
+    if not at then return nil end
+    local code = string.match(v, "^%x%x", at + 4)
+    local quote = code and find(char(tonumber(code, 16)), "[%w_-]") and string.match(sub(v, from, at - 1), '^.*()"')
+    if quote then
+      quote = from + quote - 1
+      local close = string.match(v, '^[%w_%-\\]*()"', quote + 1)
+      if close and names.is[lower(gsub(sub(v, quote + 1, close - 1), "\\u00(%x%x)", function(h) return char(tonumber(h, 16)) end))] then return quote, close end
+      from = close or at + 4
+      at = from
+    else at = at + 4 end
+  end
+end
+
+-- mask_json hides the values of the names at any depth. It looks for names in
+-- quotes before a colon, so a value that does not end is hidden to the end.
+local function mask_json(v, names)
+  local low, escaped, escaped_end = lower(v), find(v, "\\u00", 1, true) and 0 or nil, nil
+  local next_of, out, n, done, from = {}, nil, 0, 1, 1
+  while true do
+    local quote, close
+    for i = 1, #names do
+      local at = next_of[i]
+      if at == nil or at and at < from then
+        at = find(low, names[i], from, true) or false
+        next_of[i] = at
+      end
+      if at and (not quote or at < quote) then quote, close = at, at + #names[i] - 1 end
+    end
+    if escaped and escaped < from then escaped, escaped_end = escaped_name(v, names, from) end
+    if escaped and (not quote or escaped < quote) then quote, close = escaped, escaped_end end
+    if not quote then break end
+    from = quote + 1
+    local _, colon = find(v, "^%s*:%s*", close + 1)
+    if colon then
+      local c, stop = byte(v, colon + 1), nil
+      if c == 34 then stop = string_end(v, colon + 1) or #v
+      elseif c == 123 or c == 91 then -- object or array: all of it, strings skipped
+        local depth, at = 0, colon + 1
+        while at and not stop do
+          c = byte(v, at)
+          if c == 34 then at = string_end(v, at)
+          elseif c == 123 or c == 91 then depth = depth + 1
+          else
+            depth = depth - 1
+            if depth == 0 then stop = at end
+          end
+          at = at and find(v, '[%[%]{}"]', at + 1)
+        end
+        stop = stop or #v
+      else
+        _, stop = find(v, "^[^,}%]%s]*", colon + 1)
+      end
+      out = out or {}
+      out[n + 1], out[n + 2] = sub(v, done, colon), '"' .. HIDDEN .. '"'
+      n = n + 2
+      done, from = stop + 1, stop + 1
+    end
+  end
+  if not out then return v end
+  out[n + 1] = sub(v, done)
+  return table.concat(out)
+end
+
+-- The groups of digits that mask_run looks at, at most 19 + 1 at once: where each
+-- begins and ends, and its part of a Luhn sum, its last digit doubled or not.
+local FROM, TO, PLAIN, DOUBLED = {}, {}, {}, {}
+
+local function mask_run(v)
+  if #v < 13 then return nil end
+  local out, n, done = nil, 0, 1
+  local i, read, at, ended = 1, 0, 1, false
+  while true do
+    local j, digits, plain, doubled, hit = i, 0, 0, 0, nil
+    while true do
+      local g = band(j, 31)
+      if j > read then
+        local from, to = find(v, "%d+", at)
+        if not from then ended = true; break end
+        read, at = j, to + 1
+        local p, d = 0, 0
+        if to - from < 19 then
+          for k = from, to do
+            local c = byte(v, k) - 48
+            p, d = d + c, p + (c < 5 and 2 * c or 2 * c - 9)
+          end
+        end
+        FROM[g], TO[g], PLAIN[g], DOUBLED[g] = from, to, p, d
+      end
+      local length = TO[g] - FROM[g] + 1
+      digits = digits + length
+      if digits > 19 then break end
+      if length % 2 == 1 then plain, doubled = doubled, plain end
+      plain, doubled = plain + PLAIN[g], doubled + DOUBLED[g]
+      if digits >= 13 and plain % 10 == 0 then hit = g; break end
+      j = j + 1
+    end
+    if hit then
+      local from = FROM[band(i, 31)]
+      out = out or {}
+      out[n + 1], out[n + 2] = sub(v, done, from - 1), gsub(sub(v, from, TO[hit]), "%d", "*")
+      n = n + 2
+      done, i = TO[hit] + 1, j + 1
+    elseif ended and i >= read then break
+    else i = i + 1 end
+  end
+  if not out then return nil end
+  out[n + 1] = sub(v, done)
+  return table.concat(out)
+end
+
+-- mask_cards hides runs of whole digit groups, apart by spaces and dashes, that
+-- make 13 to 19 digits and satisfy the Luhn formula.
+local function mask_cards(v)
+  if not find(v, "%d[%d %-]+%d") then return v end
+  return (gsub(v, "%d[%d %-]+%d", mask_run))
+end
+
+local URL_HEADERS = { ":path", "referer", "location", "content-location", "refresh", "link",
+  "x-envoy-original-path", "x-envoy-original-url", "x-original-url", "x-original-uri", "x-rewrite-url", "x-forwarded-uri" }
+
+-- header_masks gives, by header, true if its value is hidden, or what masks it;
+-- nil when there are none.
+local function header_masks(s)
+  local masks = s.mask_headers or {}
+  local function put(header, mask, names)
+    masks[header] = masks[header] or function(v) return mask(v, names) end
+  end
+  if s.mask_cookies then put("cookie", mask_cookies, s.mask_cookies); put("set-cookie", mask_cookies, s.mask_cookies) end
+  if s.mask_query then
+    for i = 1, #URL_HEADERS do put(URL_HEADERS[i], mask_url, s.mask_query) end
+  end
+  return next(masks) and masks
+end
+
+-- body_mask gives how much of a body to copy, what masks it, if anything does,
+-- and the flags. Text and bodies without a type may be JSON or a form; so may
+-- what says it is a form, for curl says so of all that it sends. What is
+-- compressed cannot be masked here, so none of it is copied.
+local function body_mask(s, hs, content_type, max, flags)
+  if max == 0 or not s.mask_json and not s.mask_form then return max, nil, flags end
+  local t = lower(content_type or "")
+  local form = t == "" or find(t, "urlencoded", 1, true) or find(t, "text/plain", 1, true)
+  local json = s.mask_json and (form or find(t, "json", 1, true)) and s.mask_json
+  local parts = find(t, "multipart/", 1, true) and s.mask_form
+  form = form and s.mask_form
+  if not json and not form and not parts then return max, nil, flags end
+  local coding = hs:get("content-encoding") or ""
+  if coding ~= "" and lower(coding) ~= "identity" then return 0, nil, bor(flags, MASKED) end
+  return max, function(v)
+    if json then v = mask_json(v, json) end
+    if form then v = mask_form(v, form) end
+    if parts then v = mask_multipart(v, parts, boundary_of(content_type)) end
+    return v
+  end, flags
+end
+
 -- ------------------------------------------------------------------ settings
 
 -- The fields behind a record's key, as a set; nil when there are none.
@@ -63,10 +436,6 @@ local function set(fields)
   local s
   for i = 2, #fields do s = s or {}; s[fields[i]] = true end
   return s
-end
-
-local function unescape(s)
-  return (gsub(s, "%%(%x%x)", function(h) return char(tonumber(h, 16)) end))
 end
 
 -- One entry of match or exclude: hosts by name and by suffix, paths likewise.
@@ -111,12 +480,16 @@ local function parse_settings(text)
     elseif k == "response" then s.rmax = tonumber(v) or 0
     elseif k == "request_types" then s.qtypes = parse_types(f)
     elseif k == "response_types" then s.rtypes = parse_types(f)
-    elseif k == "mask_headers" then s.mask = set(f)
-    elseif k == "mask_json" then s.mask_json = {}; for i = 2, #f do s.mask_json[i - 1] = f[i] end
+    elseif k == "mask_headers" then s.mask_headers = set(f)
+    elseif k == "mask_cookies" then s.mask_cookies = name_set(f)
+    elseif k == "mask_query" then s.mask_query = name_set(f)
+    elseif k == "mask_form" then s.mask_form = name_set(f)
+    elseif k == "mask_json" then s.mask_json = json_names(f)
     elseif k == "detect_cards" then s.cards = true end
   end
   s.qtypes = s.qtypes or parse_types({})
   s.rtypes = s.rtypes or parse_types({})
+  s.mask = header_masks(s)
   -- What every event of this revision begins with.
   s.prefix = pair("p", s.policy or "") .. key("s")
   return s
@@ -258,99 +631,6 @@ local function class_of(always, method, target)
   return nil
 end
 
--- ------------------------------------------------------------------ masking
-
-local HIDDEN = "***"
-
-local function luhn(digits)
-  local total, double = 0, false
-  for i = #digits, 1, -1 do
-    local d = byte(digits, i) - 48
-    if double then d = d * 2; if d > 9 then d = d - 9 end end
-    total = total + d
-    double = not double
-  end
-  return total % 10 == 0
-end
-
--- mask_cards hides runs of whole digit groups that make 13 to 19 digits and
--- satisfy the Luhn formula.
-local function mask_cards(v)
-  if not find(v, "%d[%d %-]+%d") then return v end
-  return (gsub(v, "%d[%d %-]+%d", function(run)
-    if #run < 13 then return nil end
-    local groups, out = {}, nil
-    for at, digits in string.gmatch(run, "()(%d+)") do groups[#groups + 1] = { at, digits } end
-    local i = 1
-    while i <= #groups do
-      local digits, skip = "", 1
-      for j = i, #groups do
-        digits = digits .. groups[j][2]
-        if #digits > 19 then break end
-        if #digits >= 13 and luhn(digits) then
-          local from, to = groups[i][1], groups[j][1] + #groups[j][2] - 1
-          out = sub(out or run, 1, from - 1) .. gsub(sub(run, from, to), "%d", "*") .. sub(run, to + 1)
-          skip = j - i + 1
-          break
-        end
-      end
-      i = i + skip
-    end
-    return out
-  end))
-end
-
--- mask_json hides the values of the named keys at any depth. Works on text cut
--- anywhere: a value that does not end is hidden to the end.
-local function mask_json(body, names)
-  for i = 1, #names do
-    local quoted, from = '"' .. names[i] .. '"', 1
-    while true do
-      local a, b = find(body, quoted, from, true)
-      if not a then break end
-      local _, colon = find(body, "^%s*:%s*", b + 1)
-      if not colon then from = b + 1
-      else
-        local v, stop = byte(body, colon + 1), nil
-        if v == 34 then -- string: to the closing quote that is not escaped
-          stop = colon + 1
-          repeat
-            local q, e = find(body, '["\\]', stop + 1), nil
-            if not q then stop = #body; break end
-            e = byte(body, q)
-            stop = e == 92 and q + 1 or q
-          until e == 34
-        elseif v == 123 or v == 91 then -- object or array: all of it, strings skipped
-          local depth, at = 0, colon + 1
-          while true do
-            local q = find(body, '[%[%]{}"]', at)
-            if not q then stop = #body; break end
-            local c = byte(body, q)
-            if c == 34 then
-              repeat
-                q = find(body, '["\\]', q + 1)
-                if not q then break end
-                local e = byte(body, q)
-                if e == 92 then q = q + 1 end
-              until e == 34
-              if not q then stop = #body; break end
-            elseif c == 123 or c == 91 then depth = depth + 1
-            else depth = depth - 1 end
-            at = q + 1
-            if depth == 0 then stop = q; break end
-          end
-        else
-          _, stop = find(body, "^[^,}%]%s]*", colon + 1)
-        end
-        if stop > #body then stop = #body end
-        body = sub(body, 1, colon) .. '"' .. HIDDEN .. '"' .. sub(body, stop + 1)
-        from = colon + #HIDDEN + 3
-      end
-    end
-  end
-  return body
-end
-
 -- ------------------------------------------------------------------ counters
 
 local count = { seen = 0, mirrored = 0, off = 0, excluded = 0, sampled_out = 0, evicted = 0, unfinished = 0, cut_bytes = 0, errors = 0, lost_batches = 0, lost_events = 0 }
@@ -387,9 +667,11 @@ local function encode_headers(hs, s)
       e = key(k)
       if names_count < MAX_CACHE then NAMES[k] = e; names_count = names_count + 1 end
     end
-    if mask and mask[k] then v = HIDDEN; flags = bor(flags, MASKED)
-    elseif cards then
-      local hidden = mask_cards(v)
+    local m = mask and mask[k]
+    if m == true then v = HIDDEN; flags = bor(flags, MASKED)
+    elseif m or cards then
+      local hidden = m and m(v) or v
+      if cards then hidden = mask_cards(hidden) end
       if hidden ~= v then v = hidden; flags = bor(flags, MASKED) end
     end
     hbuf:put(e, STR[#v] or str(#v), v)
@@ -463,21 +745,21 @@ local function bin(n)
   return "\198" .. be32(n)
 end
 
-local function put_body(b, name, parts, got, s, content_json)
-  if not parts then return 0 end
-  local masked = 0
-  if s.cards or (s.mask_json and content_json) then
-    local body = table.concat(parts)
-    local hidden = body
-    if s.mask_json and content_json then hidden = mask_json(hidden, s.mask_json) end
-    if s.cards then hidden = mask_cards(hidden) end
-    if hidden ~= body then masked = MASKED end
-    b:put(K[name], bin(#hidden), hidden)
-    return masked
+-- put_body puts a part's body, masked: no more of it than the policy's limit,
+-- though masking may have made it longer. Gives the flags.
+local function put_body(b, name, part, s, cut)
+  if not part.mask and not s.cards then
+    b:put(K[name], bin(part.got))
+    for i = 1, #part.parts do b:put(part.parts[i]) end
+    return 0
   end
-  b:put(K[name], bin(got))
-  for i = 1, #parts do b:put(parts[i]) end
-  return masked
+  local body, flags = table.concat(part.parts), 0
+  local hidden = part.mask and part.mask(body) or body
+  if s.cards then hidden = mask_cards(hidden) end
+  if hidden ~= body then flags = MASKED end
+  if #hidden > part.max then hidden = sub(hidden, 1, part.max); flags = bor(flags, cut) end
+  b:put(K[name], bin(#hidden), hidden)
+  return flags
 end
 
 local function close(p)
@@ -504,7 +786,7 @@ local function finish(h, p, r, now)
   if p.tls then b:put(K.tls, str(#p.tls), p.tls); n = n + 1 end
   if p.route then b:put(K.route, str(#p.route), p.route); n = n + 1 end
   b:put(K.qh, p.qh)
-  if p.parts then flags = bor(flags, put_body(b, "qb", p.parts, p.got, s, p.json)); n = n + 1 end
+  if p.parts then flags = bor(flags, put_body(b, "qb", p, s, REQUEST_CUT)); n = n + 1 end
   if p.len > 0 then b:put(K.qn, uint(p.len)); n = n + 1 end
   if p.len > p.got then flags = bor(flags, REQUEST_CUT); count.cut_bytes = count.cut_bytes + p.len - p.got end
   if p.qt then b:put(K.qt, p.qt); n = n + 1 end
@@ -512,7 +794,7 @@ local function finish(h, p, r, now)
   if r then
     flags = bor(flags, r.flags)
     b:put(K.th, uint((r.t > p.t and r.t - p.t or 0) * 1000), K.rh, r.rh); n = n + 2
-    if r.parts then flags = bor(flags, put_body(b, "rb", r.parts, r.got, s, r.json)); n = n + 1 end
+    if r.parts then flags = bor(flags, put_body(b, "rb", r, s, RESPONSE_CUT)); n = n + 1 end
     if r.len > 0 then b:put(K.rn, uint(r.len)); n = n + 1 end
     if r.len > r.got and band(r.flags, RESPONSE_SKIP) == 0 then flags = bor(flags, RESPONSE_CUT); count.cut_bytes = count.cut_bytes + r.len - r.got end
     if r.rt then b:put(K.rt, r.rt); n = n + 1 end
@@ -598,7 +880,7 @@ local function begin(h)
   if ssl then p.tls = ssl:tlsVersion(); p.sni = si:requestedServerName() end
   local ct = hs:get("content-type")
   p.max = s.qmax > 0 and wants_type(s.qtypes, ct) and s.qmax or 0
-  p.json = s.mask_json and ct and find(lower(ct), "json", 1, true) ~= nil
+  p.max, p.mask, p.flags = body_mask(s, hs, ct, p.max, flags)
   open[number] = p
   open_count = open_count + 1
   open_bytes = open_bytes + p.size
@@ -674,7 +956,7 @@ local function respond(h)
     finish(h, p, r, now)
     send(h, now)
   else
-    r.json = p.s.mask_json and find(lower(ct), "json", 1, true) ~= nil
+    r.max, r.mask, r.flags = body_mask(p.s, hs, ct, r.max, flags)
     return p, r
   end
 end

@@ -78,8 +78,33 @@ local TESTED = {
     send(h, 9)
     return table.concat(sent, a[3])
   end,
-  mask_json = function(a) return mask_json(a[1], { a[2], a[3] }) end,
+  mask_json = function(a) return mask_json(a[1], json_names({ "", a[2], a[3] })) end,
   mask_cards = function(a) return mask_cards(a[1]) end,
+  mask = function(a) -- the settings; then name or content type, content coding, value of each, with escapes
+    for i = 1, #a do a[i] = unescape(a[i]) end
+    local s, out = parse_settings(a[1]), {}
+    for i = 2, #a, 3 do
+      local name, coding, v, hidden, masked = a[i], a[i + 1], a[i + 2], "", nil
+      if find(name, "/", 1, true) then
+        local part = { got = #v, parts = { v }, flags = 0 }
+        part.max, part.mask, part.flags = body_mask(s, { get = function() return coding end }, name, 4 * #v + 100, 0)
+        masked = part.flags > 0
+        if part.max > 0 then
+          local b = { put = function(_, _, _, text) hidden = text or v end }
+          masked = band(put_body(b, "qb", part, s, REQUEST_CUT), MASKED) > 0
+        end
+      else
+        local hs, flags = encode_headers({ [name] = v }, s)
+        masked = flags == MASKED
+        local at = 2 + #key(name)
+        local mark = byte(hs, at)
+        at = at + (mark < 0xd9 and 1 or mark - 0xd7)
+        hidden = sub(hs, at)
+      end
+      out[#out + 1] = tostring(masked) .. gsub(hidden, "[%z%%]", { ["\0"] = "%00", ["%"] = "%25" })
+    end
+    return table.concat(out, "\0")
+  end,
   uint = function(a) return uint(tonumber(a[1])) end,
   class = function(a) return tostring(class_of({ [a[1]] = true }, "GET", a[2])) end,
   wants = function(a) return tostring(wants_type(parse_settings(a[1]).rtypes, a[2])) end,
