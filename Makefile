@@ -62,7 +62,7 @@ bench: ## run the Go benchmarks: decode, inspect, compile, snapshot, append
 	go test -run '^$$' -bench . -benchmem $(BENCH_ARGS) ./...
 
 .PHONY: bench-gateway
-bench-gateway: envoy ## what the plugin costs a real Envoy, beside its peers (4 minutes)
+bench-gateway: envoy ## what the plugin costs a real Envoy, beside its peers (15 minutes)
 	go run ./test/bench/gateway -envoy "$(PERISCOPE_ENVOY)" $(BENCH_ARGS)
 
 .PHONY: bench-xds

@@ -13,25 +13,20 @@ import (
 	extproc "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
-	setmetadata "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_metadata/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	upstream "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	xdsgateway "github.com/periscope-mesh/periscope/xds/gateway"
 )
 
 const (
 	backendCluster = "backend"
-	// mirrorCluster is the name that the plugin calls; the other receivers use
-	// it too.
-	mirrorCluster = "periscope_mirror"
-
-	mirrorMaxRequests = 64
-	mirrorMaxPending  = 32
 
 	// The receivers that we compare with get breakers that never open, so that
 	// they deliver all that they can.
@@ -44,9 +39,10 @@ const (
 )
 
 // bootstrapJSON is a static configuration of v: everything equal but the
-// filters, the route's mirroring and the receiver's cluster.
-func bootstrapJSON(v variant, backendPort, receiverPort int) ([]byte, error) {
-	filters, err := httpFilters(v)
+// filters, the route's mirroring and the receiver's cluster. Ours are those that
+// a gateway is served.
+func bootstrapJSON(v variant, limit, backendPort, receiverPort int) ([]byte, error) {
+	filters, err := httpFilters(v, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +51,7 @@ func bootstrapJSON(v variant, backendPort, receiverPort int) ([]byte, error) {
 		Timeout:          durationpb.New(30 * time.Second),
 	}
 	if v.copies == copiesRequests {
-		action.RequestMirrorPolicies = []*route.RouteAction_RequestMirrorPolicy{{Cluster: mirrorCluster}}
+		action.RequestMirrorPolicies = []*route.RouteAction_RequestMirrorPolicy{{Cluster: xdsgateway.MirrorCluster}}
 	}
 	manager, err := anypb.New(connectionManager(filters, action))
 	if err != nil {
@@ -108,47 +104,46 @@ func connectionManager(filters []*hcm.HttpFilter, action *route.RouteAction) *hc
 	}
 }
 
-func httpFilters(v variant) ([]*hcm.HttpFilter, error) {
+func httpFilters(v variant, limit int) ([]*hcm.HttpFilter, error) {
 	var out []*hcm.HttpFilter
-	var fault error
-	add := func(name string, m proto.Message) {
-		packed, err := anypb.New(m)
-		if err != nil {
-			fault = fmt.Errorf("pack filter %s: %w", name, err)
-			return
-		}
-		out = append(out, &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packed}})
+	add := func(name string, config *anypb.Any) {
+		out = append(out, &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: config}})
 	}
 	if v.copies == copiesEvents {
-		text, digest := settings(v.share)
-		add("periscope-settings", &setmetadata.Config{Metadata: []*setmetadata.Metadata{
-			metadata("periscope.rev", "r", digest),
-			metadata("periscope.settings", "s", text),
-		}})
+		s, err := xdsgateway.SettingsExtension(settings(v.share, limit))
+		if err != nil {
+			return nil, err
+		}
+		p, err := xdsgateway.PluginExtension(v.script)
+		if err != nil {
+			return nil, err
+		}
+		add(s.GetName(), s.GetTypedConfig())
+		add(p.GetName(), p.GetTypedConfig())
 	}
-	if v.script != "" {
-		add("envoy.filters.http.lua", &lua.Lua{
+	var others []proto.Message
+	switch {
+	case v.copies == copiesProcessor:
+		others = append(others, externalProcessor())
+	case v.copies == copiesNothing && v.script != "":
+		others = append(others, &lua.Lua{
 			DefaultSourceCode: &core.DataSource{Specifier: &core.DataSource_InlineString{InlineString: v.script}},
 		})
 	}
-	if v.copies == copiesProcessor {
-		add("envoy.filters.http.ext_proc", externalProcessor())
+	for _, m := range append(others, &router.Router{}) {
+		packed, err := anypb.New(m)
+		if err != nil {
+			return nil, fmt.Errorf("pack filter: %w", err)
+		}
+		add(string(m.ProtoReflect().Descriptor().FullName()), packed)
 	}
-	add("envoy.filters.http.router", &router.Router{})
-	return out, fault
-}
-
-func metadata(namespace, key, value string) *setmetadata.Metadata {
-	return &setmetadata.Metadata{
-		MetadataNamespace: namespace,
-		Value:             &structpb.Struct{Fields: map[string]*structpb.Value{key: structpb.NewStringValue(value)}},
-	}
+	return out, nil
 }
 
 func externalProcessor() *extproc.ExternalProcessor {
 	return &extproc.ExternalProcessor{
 		GrpcService: &core.GrpcService{
-			TargetSpecifier: &core.GrpcService_EnvoyGrpc_{EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: mirrorCluster}},
+			TargetSpecifier: &core.GrpcService_EnvoyGrpc_{EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: xdsgateway.MirrorCluster}},
 			Timeout:         durationpb.New(2 * time.Second),
 		},
 		FailureModeAllow:     true,
@@ -170,21 +165,17 @@ func clustersOf(v variant, backendPort, receiverPort int) ([]*cluster.Cluster, e
 	if v.copies == copiesNothing {
 		return out, nil
 	}
-	c := staticCluster(mirrorCluster, receiverPort)
-	limits := &cluster.CircuitBreakers_Thresholds{
+	if v.copies == copiesEvents {
+		c, err := xdsgateway.FixedMirrorCluster([]mirror.Endpoint{{Host: "127.0.0.1", Port: receiverPort}})
+		return append(out, c), err
+	}
+	c := staticCluster(xdsgateway.MirrorCluster, receiverPort)
+	c.CircuitBreakers = &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
 		MaxConnections:     wrapperspb.UInt32(peerMaxRequests),
 		MaxRequests:        wrapperspb.UInt32(peerMaxRequests),
 		MaxPendingRequests: wrapperspb.UInt32(peerMaxRequests),
-	}
-	if v.copies == copiesEvents {
-		limits = &cluster.CircuitBreakers_Thresholds{
-			MaxRequests:        wrapperspb.UInt32(mirrorMaxRequests),
-			MaxPendingRequests: wrapperspb.UInt32(mirrorMaxPending),
-			MaxRetries:         wrapperspb.UInt32(0),
-		}
-	}
-	c.CircuitBreakers = &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{limits}}
-	if v.copies != copiesRequests {
+	}}}
+	if v.copies == copiesProcessor {
 		options, err := anypb.New(&upstream.HttpProtocolOptions{
 			UpstreamProtocolOptions: &upstream.HttpProtocolOptions_ExplicitHttpConfig_{
 				ExplicitHttpConfig: &upstream.HttpProtocolOptions_ExplicitHttpConfig{

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	xdsgateway "github.com/periscope-mesh/periscope/xds/gateway"
 )
 
 // pinnedEnvoy is where `make tools` puts the Envoy of this repository.
@@ -174,7 +176,7 @@ func (e *envoy) get(ctx context.Context, path string) ([]byte, error) {
 
 // faults gives the counters, not zero, that say that mirroring did not work.
 func (e *envoy) faults(ctx context.Context) ([]string, error) {
-	b, err := e.get(ctx, `/stats?usedonly&filter=lua.*errors|`+mirrorCluster+`.*(overflow|_timeout|connect_fail|rq_5xx)$`)
+	b, err := e.get(ctx, `/stats?usedonly&filter=lua.*errors|`+xdsgateway.MirrorCluster+`.*(overflow|_timeout|connect_fail|rq_5xx)$`)
 	if err != nil {
 		return nil, err
 	}

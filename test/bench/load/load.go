@@ -52,7 +52,7 @@ type Result struct {
 func Dial(c Config) (*Client, error) {
 	cl := &Client{}
 	for range c.Conns {
-		k := &conn{addr: c.Addr, buf: make([]byte, 16<<10)}
+		k := &conn{addr: c.Addr, buf: make([]byte, 64<<10)}
 		if err := k.dial(); err != nil {
 			cl.Close()
 			return nil, err

@@ -91,7 +91,7 @@ func TestExchange(t *testing.T) {
 		{"other length", []string{"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello!"}, "content-length"},
 		{"no length", []string{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"}, "no content-length"},
 		{"too long", []string{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello!"}, "longer than it says"},
-		{"endless head", []string{"HTTP/1.1 200 OK\r\nx: " + strings.Repeat("a", 20<<10)}, "too long"},
+		{"endless head", []string{"HTTP/1.1 200 OK\r\nx: " + strings.Repeat("a", 80<<10)}, "too long"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := dial(t, serve(t, text(tc.parts...)), 1)

@@ -22,6 +22,16 @@ func TestOver(t *testing.T) {
 			t.Errorf("%v: got %v, want %v", tc.in, got, tc.want)
 		}
 	}
+	// 95 %: exact tables give these ranks, counted from 0.
+	for n, want := range map[int]int{1: 0, 5: 0, 8: 0, 9: 1, 11: 1, 12: 2, 15: 3, 20: 5, 31: 9, 100: 39} {
+		if got := cut(n); got != want {
+			t.Errorf("%d values: cut %d, want %d", n, got, want)
+		}
+	}
+	nine := []float64{9, 1, 8, 2, 7, 3, 6, 4, 5}
+	if got, want := Over(nine), (Spread{5, 2, 8}); got != want {
+		t.Errorf("nine values: got %v, want %v", got, want)
+	}
 	if got := Over(nil); !math.IsNaN(got.Mid) {
 		t.Errorf("nothing has the median %v", got.Mid)
 	}

@@ -13,28 +13,50 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 )
 
-// Backend answers every HTTP/1.1 request with the same bytes. It is far
-// cheaper than net/http, so that it leaves the CPU to the load generator.
+// Backend answers every HTTP/1.1 request with the same bytes, or with as many
+// as its target ends in asking for: "…bytes=1024". It is far cheaper than
+// net/http, so that it leaves the CPU to the load generator.
 type Backend struct {
-	ln     net.Listener
-	answer []byte
-	served atomic.Uint64
-	open   atomic.Int64
+	ln      net.Listener
+	answers [][]byte
+	lengths []int // of the answers' bodies
+	served  atomic.Uint64
+	open    atomic.Int64
 }
 
-// ListenBackend makes a backend on a free port, whose answers carry a JSON
-// document of so many bytes.
-func ListenBackend(bodyBytes int) (*Backend, error) {
+// ListenBackend makes a backend on a free port. Its answers carry a JSON
+// document of one of these lengths: the first, unless a request asks for another.
+func ListenBackend(bodyBytes ...int) (*Backend, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for the backend: %w", err)
 	}
-	return &Backend{ln: ln, answer: answer(bodyBytes)}, nil
+	b := &Backend{ln: ln, lengths: bodyBytes}
+	for _, n := range bodyBytes {
+		b.answers = append(b.answers, answer(n))
+	}
+	return b, nil
+}
+
+// answerTo is the answer to a request with this header.
+func (b *Backend) answerTo(head []byte) []byte {
+	if len(b.answers) > 1 {
+		line, _, _ := bytes.Cut(head, []byte("\r\n"))
+		_, asked, _ := bytes.Cut(line, []byte("bytes="))
+		asked, _, _ = bytes.Cut(asked, []byte(" "))
+		if n, err := strconv.Atoi(string(asked)); err == nil {
+			if i := slices.Index(b.lengths, n); i >= 0 {
+				return b.answers[i]
+			}
+		}
+	}
+	return b.answers[0]
 }
 
 func answer(bodyBytes int) []byte {
@@ -120,12 +142,13 @@ func (b *Backend) serve(c net.Conn) error {
 		}
 		head += 4
 		b.open.Add(1)
+		answer := b.answerTo(buf[:head])
 		left, err := contentLength(buf[:head])
 		if err == nil {
 			n, err = b.skip(c, buf, head, n, left)
 		}
 		if err == nil {
-			_, err = c.Write(b.answer)
+			_, err = c.Write(answer)
 		}
 		b.open.Add(-1)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -59,6 +60,28 @@ func TestBackend(t *testing.T) {
 		}
 	}
 	waitFor(t, func() bool { return b.Copies() == 4 && b.Open() == 0 })
+}
+
+// A request says in its target which of several answers it wants.
+func TestBackendOfSeveralLengths(t *testing.T) {
+	b, err := ListenBackend(16, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, b)
+	tr := &http.Transport{MaxConnsPerHost: 1}
+	defer tr.CloseIdleConnections()
+	for query, want := range map[string]int64{"": 16, "?bytes=1048576": 1 << 20, "?bytes=16": 16, "?bytes=17": 16} {
+		resp, err := (&http.Client{Transport: tr}).Get(url(b.Port()) + query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if err != nil || n != want {
+			t.Errorf("%q: %d bytes, %v; want %d", query, n, err, want)
+		}
+	}
 }
 
 // Two requests that arrive as one packet are two requests.

@@ -93,7 +93,7 @@ func istiodTable(b *strings.Builder, stages []measured) {
 
 func (r *report) explain(b *strings.Builder) {
 	fmt.Fprintf(b, "\nMethod: the clients, in a process of their own, are connected to both servers at once; edits take turns, in alternating order. "+
-		"Figures are medians over rounds; ratios are medians of each round's own comparison with go-control-plane, with their lowest and highest. "+
+		"Figures are medians over rounds; ratios are medians of each round's own comparison with go-control-plane, with their intervals of 95 %% confidence (with less than six rounds, the lowest and highest). "+
 		"Time runs from before the snapshots are made until the server has read the last acknowledgement; clients and servers share the CPUs, so much of the time of an edit of all is the clients'. "+
 		"CPU is the server process's, user and system, for the same span, %d edits in a row where one gateway is edited; garbage is collected before, not within, unless there is much of it. "+
 		"Bytes are those written to TCP. Memory is resident memory after garbage collection, against that before; peak is VmHWM. "+
