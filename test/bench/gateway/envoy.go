@@ -1,13 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -174,19 +174,52 @@ func (e *envoy) get(ctx context.Context, path string) ([]byte, error) {
 	return b, nil
 }
 
-// faults gives the counters, not zero, that say that mirroring did not work.
-func (e *envoy) faults(ctx context.Context) ([]string, error) {
-	b, err := e.get(ctx, `/stats?usedonly&filter=lua.*errors|`+xdsgateway.MirrorCluster+`.*(overflow|_timeout|connect_fail|rq_5xx)$`)
+// faults gives the counters, not zero, that say that the plugin failed, and
+// with a node that doesn't, that mirroring did.
+func (e *envoy) faults(ctx context.Context, mirror bool) ([]string, error) {
+	filter := `lua.*errors`
+	if mirror {
+		filter += `|` + xdsgateway.MirrorCluster + `.*(overflow|_timeout|connect_fail|rq_5xx)$`
+	}
+	counters, err := e.stats(ctx, filter)
+	var out []string
+	for _, c := range counters {
+		if c.value != 0 {
+			out = append(out, fmt.Sprintf("%s %d", c.name, c.value))
+		}
+	}
+	return out, err
+}
+
+type counter struct {
+	name  string
+	value int64
+}
+
+// stats gives the counters that were ever used and whose names match.
+func (e *envoy) stats(ctx context.Context, filter string) ([]counter, error) {
+	b, err := e.get(ctx, "/stats?usedonly&filter="+url.QueryEscape(filter))
 	if err != nil {
 		return nil, err
 	}
-	var out []string
+	var out []counter
 	for line := range strings.Lines(string(b)) {
-		if name, v, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && v != "0" {
-			out = append(out, name+" "+v)
+		name, v, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		if n, err := strconv.ParseInt(v, 10, 64); err == nil {
+			out = append(out, counter{name, n})
 		}
 	}
 	return out, nil
+}
+
+// sum adds up the counters whose names match.
+func (e *envoy) sum(ctx context.Context, filter string) (int64, error) {
+	counters, err := e.stats(ctx, filter)
+	var sum int64
+	for _, c := range counters {
+		sum += c.value
+	}
+	return sum, err
 }
 
 // stop ends the process and reaps it.
@@ -255,21 +288,20 @@ func parseSchedstat(s string) (cpuTime, error) {
 	return cpuTime{time.Duration(run), time.Duration(wait)}, nil
 }
 
-// peakRSS is the largest resident set so far, in bytes.
-func (e *envoy) peakRSS() (int64, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/status", e.cmd.Process.Pid))
+// rss is the resident set, in bytes: the largest so far, and now.
+func (e *envoy) rss() (peak, now int64, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.cmd.Process.Pid))
 	if err != nil {
-		return 0, fmt.Errorf("read envoy's memory: %w", err)
+		return 0, 0, fmt.Errorf("read envoy's memory: %w", err)
 	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if v, ok := strings.CutPrefix(sc.Text(), "VmHWM:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("read envoy's memory: %w", err)
-			}
-			return kb << 10, nil
+	for name, to := range map[string]*int64{"VmHWM:": &peak, "VmRSS:": &now} {
+		_, v, _ := strings.Cut(string(b), name)
+		v, _, _ = strings.Cut(v, " kB")
+		kb, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("read envoy's memory: %s %w", name, err)
 		}
+		*to = kb << 10
 	}
-	return 0, errors.New("read envoy's memory: no VmHWM")
+	return peak, now, nil
 }

@@ -29,7 +29,7 @@ type receiver interface {
 	Copies() uint64           // complete ones that have arrived
 	Expected() (uint64, bool) // how many the sender says there are, if it says so
 	Open() int64              // that have begun to arrive
-	Run(ctx context.Context) error
+	runner
 }
 
 // gateway is a variant, running.
@@ -37,7 +37,7 @@ type gateway struct {
 	variant
 	envoy    *envoy
 	client   *load.Client
-	receiver receiver // nil: nothing is copied
+	receiver receiver // nil: nothing is counted
 }
 
 // figures are what one variant did under one workload, a value per round.
@@ -51,7 +51,7 @@ type figures struct {
 	copies, expected uint64
 	firstError       error
 	peakRSS          int64  // bytes
-	fault            string // of mirroring
+	noted            string // what went wrong with mirroring, where nothing should
 }
 
 // bench is what all scenarios need, and what they tell of their surroundings.
@@ -69,8 +69,28 @@ type bench struct {
 	measured, foreign time.Duration
 }
 
-// fleet runs f with a gateway for each variant that w measures, with backend
-// and receivers around them, and ends them all:
+// runner is a part of the surroundings of gateways.
+type runner interface {
+	Run(ctx context.Context) error
+}
+
+// within calls f, which starts runners by the function that it is given, and
+// ends them when f returns.
+func within(ctx context.Context, f func(ctx context.Context, run func(runner)) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	err := func() error {
+		defer cancel()
+		return f(ctx, func(r runner) { group.Go(func() error { return r.Run(ctx) }) })
+	}()
+	if failed := group.Wait(); failed != nil {
+		return failed // the cause; err is then only that everything was stopped
+	}
+	return err
+}
+
+// fleet calls f with a gateway for each variant, with backend and receivers
+// around them, and ends them all:
 //
 //	                 ┌─► Envoy "none" ──────┐
 //	                 ├─► Envoy "empty-lua" ─┤
@@ -80,55 +100,48 @@ type bench struct {
 //	                                            sink.Events, sink.Processor, …
 //
 // Envoys on one CPU, all the rest on another.
-func (b *bench) fleet(ctx context.Context, w workload, f func(context.Context, []*gateway) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	group, ctx := errgroup.WithContext(ctx)
-	err := func() error {
-		defer cancel() // before waiting: sinks run until then
+func (b *bench) fleet(ctx context.Context, w workload, variants []variant, f func(context.Context, []*gateway) error) error {
+	return within(ctx, func(ctx context.Context, run func(runner)) error {
 		backend, err := sink.ListenBackend(kib, 64*kib, mib)
 		if err != nil {
 			return err
 		}
-		group.Go(func() error { return backend.Run(ctx) })
+		run(backend)
 		var gateways []*gateway
-		for _, v := range b.variants {
-			if !w.measures(v) {
-				continue
-			}
-			recv, err := newReceiver(v.copies)
+		for _, v := range variants {
+			recv, err := newReceiver(v)
 			if err != nil {
 				return err
 			}
+			port := 0
 			if recv != nil {
-				group.Go(func() error { return recv.Run(ctx) })
+				run(recv)
+				port = recv.Port()
 			}
-			g, err := b.start(ctx, v, w, backend.Port(), recv)
+			config, err := bootstrapJSON(v, w.limit, backend.Port(), port)
+			if err != nil {
+				return err
+			}
+			g, err := b.start(ctx, v, config, load.Config{Conns: connections})
 			if err != nil {
 				return fmt.Errorf("variant %s: %w", v.name, err)
 			}
 			defer g.stop()
+			g.receiver = recv
 			gateways = append(gateways, g)
 		}
 		defer b.watch(gateways)()
 		return f(ctx, gateways)
-	}()
-	if failed := group.Wait(); failed != nil {
-		return failed // the cause; err is then only that everything was stopped
-	}
-	return err
+	})
 }
 
-// start brings up a gateway. The receiver must be listening; whoever calls it
-// runs it.
-func (b *bench) start(ctx context.Context, v variant, w workload, backendPort int, r receiver) (*gateway, error) {
-	port := 0
-	if r != nil {
-		port = r.Port()
-	}
-	config, err := bootstrapJSON(v, w.limit, backendPort, port)
-	if err != nil {
-		return nil, err
-	}
+// pick gives the chosen variants that are wanted.
+func (b *bench) pick(wanted func(variant) bool) []variant {
+	return slices.DeleteFunc(slices.Clone(b.variants), func(v variant) bool { return !wanted(v) })
+}
+
+// start brings up a gateway with this bootstrap, and connections to it.
+func (b *bench) start(ctx context.Context, v variant, config []byte, conns load.Config) (*gateway, error) {
 	dir, err := os.MkdirTemp(b.dir, v.name+"-")
 	if err != nil {
 		return nil, fmt.Errorf("create folder for envoy: %w", err)
@@ -137,12 +150,13 @@ func (b *bench) start(ctx context.Context, v variant, w workload, backendPort in
 	if err != nil {
 		return nil, err
 	}
-	client, err := load.Dial(load.Config{Addr: e.addr, Conns: connections})
+	conns.Addr = e.addr
+	client, err := load.Dial(conns)
 	if err != nil {
 		e.stop()
 		return nil, err
 	}
-	return &gateway{variant: v, envoy: e, client: client, receiver: r}, nil
+	return &gateway{variant: v, envoy: e, client: client}, nil
 }
 
 func (g *gateway) stop() {
@@ -151,13 +165,15 @@ func (g *gateway) stop() {
 }
 
 // newReceiver listens for copies; nil for nothing.
-func newReceiver(c copies) (receiver, error) {
-	switch c {
-	case copiesEvents:
+func newReceiver(v variant) (receiver, error) {
+	switch {
+	case v.fault != "":
+		return sink.ListenFaulty(v.fault)
+	case v.copies == copiesEvents:
 		return sink.ListenEvents()
-	case copiesRequests:
+	case v.copies == copiesRequests:
 		return sink.ListenBackend(0)
-	case copiesProcessor:
+	case v.copies == copiesProcessor:
 		return sink.ListenProcessor()
 	default:
 		return nil, nil
@@ -199,7 +215,9 @@ func (b *bench) rounds(ctx context.Context, title string, gateways []*gateway, m
 		order[i] = i
 	}
 	for n := range b.options.rounds + 1 {
-		fmt.Fprintf(b.progress, "%s: round %d of %d\n", title, n, b.options.rounds) // 0 warms up
+		if n > 0 {
+			fmt.Fprintf(b.progress, "%s: round %d of %d\n", title, n, b.options.rounds)
+		}
 		for _, i := range order {
 			f, err := measure(gateways[i], n, n == 0)
 			if err == nil {
@@ -224,17 +242,17 @@ func (b *bench) rounds(ctx context.Context, title string, gateways []*gateway, m
 
 // look reads what is to be read of a gateway at its end.
 func (g *gateway) look(ctx context.Context, f *figures) (err error) {
-	if f.peakRSS, err = g.envoy.peakRSS(); err != nil {
+	if f.peakRSS, _, err = g.envoy.rss(); err != nil {
 		return err
 	}
-	faults, err := g.envoy.faults(ctx)
+	faults, err := g.envoy.faults(ctx, g.fault == "")
 	if err != nil {
 		return err
 	}
 	if e, ok := g.receiver.(*sink.Events); ok && e.Fault() != nil {
 		faults = append(faults, e.Fault().Error())
 	}
-	f.fault = strings.Join(faults, ", ")
+	f.noted = strings.Join(faults, ", ")
 	return nil
 }
 
@@ -265,6 +283,24 @@ func (g *gateway) saturate(ctx context.Context, r load.Request, burst time.Durat
 	f.cpu = []float64{cpu2.sub(cpu0).run.Seconds() * 1e6 / float64(res.Requests)}
 	had := cpu1.sub(cpu0)
 	f.busy = []float64{(had.run + had.wait).Seconds() / res.Elapsed.Seconds()}
+	return f, nil
+}
+
+// pace measures g at the schedule's rate.
+func (g *gateway) pace(ctx context.Context, r load.Request, schedule []time.Duration) (figures, error) {
+	var f figures
+	before := g.copied()
+	runtime.GC()
+	res, err := g.client.Paced(ctx, r, schedule)
+	if err != nil {
+		return f, err
+	}
+	if err := g.settle(ctx); err != nil {
+		return f, err
+	}
+	f.count(g, before, res)
+	f.p50 = []float64{quantile(res.Latencies, 0.50)}
+	f.p99 = []float64{quantile(res.Latencies, 0.99)}
 	return f, nil
 }
 

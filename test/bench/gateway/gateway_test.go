@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"io"
 	"math"
 	"os"
 	"os/exec"
@@ -15,10 +16,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/periscope-mesh/periscope/test/bench/result"
+	"github.com/periscope-mesh/periscope/test/bench/sink"
+	"github.com/periscope-mesh/periscope/xds"
+	xdsgateway "github.com/periscope-mesh/periscope/xds/gateway"
 )
 
 var update = flag.Bool("update", false, "write goldens")
@@ -45,6 +50,9 @@ func TestConfigurationsAreValid(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, v := range all {
+		if v.fault != "" {
+			continue // as ours with a node that is well
+		}
 		t.Run(v.name, func(t *testing.T) {
 			config, err := bootstrapJSON(v, 0, 1, 2)
 			if err != nil {
@@ -66,7 +74,7 @@ func TestConfigurationsAreValid(t *testing.T) {
 func newBench(t *testing.T, variantNames, workloadNames string) *bench {
 	t.Helper()
 	b := &bench{
-		options:  options{envoy: realEnvoy(t), rounds: 1, burst: 100 * time.Millisecond},
+		options:  options{envoy: realEnvoy(t), rounds: 1, burst: 100 * time.Millisecond, rate: 200},
 		progress: t.Output(), dir: t.TempDir(),
 	}
 	runtime.LockOSThread() // as main does
@@ -78,7 +86,7 @@ func newBench(t *testing.T, variantNames, workloadNames string) *bench {
 	if b.variants, err = choose(all, variantNames); err != nil {
 		t.Fatal(err)
 	}
-	if b.workloads, err = chooseWorkloads(workloadNames); err != nil {
+	if b.workloads, err = named(workloads(), workloadNames, func(w workload) string { return w.name }); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -86,7 +94,7 @@ func newBench(t *testing.T, variantNames, workloadNames string) *bench {
 
 // No user's request fails, and every copy arrives.
 func TestSaturated(t *testing.T) {
-	b := newBench(t, "periscope,periscope-10,shadow,ext_proc", "get,whole,cut,download")
+	b := newBench(t, "periscope,periscope-10,shadow,ext_proc", "get,cut,download")
 	got, err := b.saturated(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -95,8 +103,8 @@ func TestSaturated(t *testing.T) {
 		t.Error(err)
 	}
 	tables := got.(*saturated).tables
-	if len(tables) != 4 || len(tables[0].variants) != 5 || len(tables[1].variants) != 4 {
-		t.Fatalf("%d tables, want 4; the first with all variants, the others without the share of 10 %%", len(tables))
+	if len(tables) != 3 || len(tables[0].variants) != 5 || len(tables[1].variants) != 4 {
+		t.Fatalf("%d tables, want 3; the first with all variants, the others without the share of 10 %%", len(tables))
 	}
 	for _, table := range tables {
 		for i, f := range table.figures {
@@ -106,8 +114,69 @@ func TestSaturated(t *testing.T) {
 			}
 			// A saturated gateway with large bodies may run into our breakers.
 			if v.copies != copiesNothing && f.copies != f.expected && w.request < 64*kib {
-				t.Errorf("%s, %s: %d of %d copies arrived: %s", v.name, w.name, f.copies, f.expected, f.fault)
+				t.Errorf("%s, %s: %d of %d copies arrived: %s", v.name, w.name, f.copies, f.expected, f.noted)
 			}
+		}
+	}
+}
+
+// With a node well, every copy arrives; with none, users notice nothing.
+func TestLatency(t *testing.T) {
+	b := newBench(t, "periscope,periscope-slow,periscope-stalled,periscope-dead,periscope-503", "")
+	got, err := b.latency(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.faults(); err != nil {
+		t.Error(err)
+	}
+	s := got.(*latency)
+	if len(s.figures) != 6 {
+		t.Fatalf("%d variants, want 6", len(s.figures))
+	}
+	for i, f := range s.figures {
+		if f.requests == 0 || !(f.p50[0] > 0) || !(f.p99[0] >= f.p50[0]) || f.noted != "" {
+			t.Errorf("%s: %+v", s.variants[i].name, f)
+		}
+	}
+	if f := s.figures[1]; f.copies != f.expected {
+		t.Errorf("%d of %d copies arrived", f.copies, f.expected)
+	}
+}
+
+// Edits reach a gateway with many filter chains, and cost no request.
+func TestChanges(t *testing.T) {
+	b := newBench(t, "", "")
+	b.burst = 300 * time.Millisecond // long enough for an edit
+	got, err := b.changes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.faults(); err != nil {
+		t.Error(err)
+	}
+	if s := got.(*changes); s.edits < 2 || s.figures[0].copies != 0 {
+		t.Errorf("%d edits; the gateway without our filters mirrored %d exchanges", s.edits, s.figures[0].copies)
+	}
+}
+
+func TestSoak(t *testing.T) {
+	b := newBench(t, "", "")
+	b.soakFor = time.Second
+	got, err := b.soak(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.faults(); err != nil {
+		t.Error(err)
+	}
+	s := got.(*soak)
+	if d := cmp.Diff([]string{"none", "periscope", "periscope-slow"}, names(s.variants)); d != "" {
+		t.Error(d)
+	}
+	for i, f := range s.figures {
+		if len(s.rss[i]) != len(s.at) || len(s.at) < 3 || s.rss[i][0] < 10 || f.requests == 0 {
+			t.Errorf("%s: %+v, %v MB", s.variants[i].name, f, s.rss[i])
 		}
 	}
 }
@@ -204,16 +273,6 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-func TestChooseWorkloads(t *testing.T) {
-	got, err := chooseWorkloads("cut,get")
-	if err != nil || len(got) != 2 || got[0].name != "get" || got[1].limit != 4*kib {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	if _, err := chooseWorkloads("put"); err == nil || !strings.Contains(err.Error(), "download") {
-		t.Errorf("got %v, want the names there are", err)
-	}
-}
-
 func TestSettings(t *testing.T) {
 	text := settings(10, 0)
 	if !strings.Contains(text, "ppm\t100000\n") || !strings.Contains(text, "mode\tMonitor\n") || !strings.Contains(text, "response\t16384\n") {
@@ -233,18 +292,89 @@ func TestCall(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	for _, args := range [][]string{{"-rounds", "0"}, {"-burst", "1ms"}, {"extra"}} {
+	for _, args := range [][]string{{"-rounds", "0"}, {"-burst", "1ms"}, {"-rate", "0"}, {"-rate", "NaN"}, {"-soak", "1ms"}, {"-soak", "1m", "-only", "latency"}, {"extra"}} {
 		if _, err := parse(args, t.Output()); err == nil {
 			t.Errorf("%v is accepted", args)
 		}
 	}
 	o, err := parse(nil, t.Output())
-	if err != nil || o.rounds != 9 || o.burst != time.Second || o.plugins != nil {
+	if err != nil || o.rounds != 9 || o.burst != time.Second || o.rate != 1000 || o.plugins != nil {
 		t.Errorf("defaults: %+v, %v", o, err)
 	}
 	o, err = parse([]string{"-plugin", "a.lua,b.lua"}, t.Output())
 	if err != nil || len(o.plugins) != 2 {
 		t.Errorf("two candidates: %+v, %v", o, err)
+	}
+}
+
+func TestScenarios(t *testing.T) {
+	for _, tc := range []struct {
+		o    options
+		want []string
+	}{
+		{options{}, []string{"saturated", "latency", "changes"}},
+		{options{only: "changes,saturated"}, []string{"saturated", "changes"}},
+		{options{soakFor: time.Minute}, []string{"soak"}},
+	} {
+		all, err := new(bench).scenarios(tc.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range all {
+			got = append(got, s.name)
+		}
+		if d := cmp.Diff(tc.want, got); d != "" {
+			t.Errorf("%+v: %s", tc.o, d)
+		}
+	}
+	if _, err := new(bench).scenarios(options{only: "speed"}); err == nil || !strings.Contains(err.Error(), "latency") {
+		t.Errorf("got %v, want the names there are", err)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	for _, tc := range []struct {
+		g    goal
+		want string
+	}{
+		{atMost("", result.Spread{Mid: 20, Low: 19, High: 21}, 27, "µs"), "met"},
+		{atMost("", result.Spread{Mid: 26, Low: 25, High: 28}, 27, "µs"), "met; within the interval"},
+		{atMost("", result.Spread{Mid: 40.5, Low: 39, High: 41}, 27, "µs"), "**not met**, by 13.5 µs"},
+		{atLeast("", result.Spread{Mid: 0.5, Low: 0.4, High: 0.7}, 0.6), "**not met**, by ×0.10; within the interval"},
+		{atLeast("", result.Spread{Mid: 0.7, Low: 0.65, High: 0.8}, 0.6), "met"},
+		{atMost("", result.Over(nil), 27, "µs"), "**not met**, by NaN µs"},
+	} {
+		if got := tc.g.verdict(); got != tc.want {
+			t.Errorf("%+v: got %q, want %q", tc.g, got, tc.want)
+		}
+	}
+}
+
+// Every edit is a new policy for the gateway, or its new share.
+func TestEdit(t *testing.T) {
+	c, err := listenControl(3, 1, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.ln.Close()
+	seen := map[string]bool{}
+	settings := func() string {
+		for _, r := range c.server.Snapshots()[xds.GatewayKey("default/"+mirroring)].Resources(resource.ExtensionConfigType) {
+			if r.Name == xdsgateway.SettingsFilter {
+				return r.Version
+			}
+		}
+		return ""
+	}
+	for range 20 {
+		seen[settings()] = true
+		if err := c.edit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(seen) != 20 || seen[""] {
+		t.Errorf("20 edits gave %d settings", len(seen))
 	}
 }
 
@@ -281,28 +411,72 @@ var around = surroundings{
 	date: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), rounds: 2, pinned: true, foreign: 0.021,
 }
 
+var (
+	sampleNone      = variant{name: "none", title: "no filter"}
+	samplePeriscope = variant{name: "periscope", title: "**Periscope**, 100 %", copies: copiesEvents, share: 100}
+)
+
 // sampleSaturated is a run with figures that can be checked by hand.
 func sampleSaturated() *saturated {
 	get := workloads()[0]
 	none := figures{throughput: []float64{20000, 10000}, cpu: []float64{40, 80}, busy: []float64{1, 1}, peakRSS: 60e6, requests: 30}
-	mirrored := figures{throughput: []float64{10000, 5000}, cpu: []float64{70, 130}, busy: []float64{0.7, 0.8}, peakRSS: 70e6, requests: 40, copies: 99999, expected: 100001, fault: "the plugin counts 1 errors of its own"}
+	mirrored := figures{throughput: []float64{10000, 5000}, cpu: []float64{70, 130}, busy: []float64{0.7, 0.8}, peakRSS: 70e6, requests: 40, copies: 99999, expected: 100001, noted: "the plugin counts 1 errors of its own"}
 	other := mirrored
-	other.cpu, other.fault = []float64{60, 125}, ""
+	other.cpu, other.noted = []float64{60, 125}, ""
 	return &saturated{
 		surroundings: around, burst: time.Second,
 		tables: []saturatedTable{
-			{get, []variant{{name: "none", title: "no filter"}, {name: "periscope", title: "**Periscope**, 100 %", copies: copiesEvents, share: 100}}, []figures{none, mirrored}},
-			{get, []variant{{name: "none", title: "no filter"}, {name: "periscope", title: "**Periscope**, 100 %", copies: copiesEvents, share: 100}, {name: "a", title: "`a`, 100 %", copies: copiesEvents, share: 100, against: "periscope"}}, []figures{none, mirrored, other}},
+			{get, []variant{sampleNone, samplePeriscope}, []figures{none, mirrored}},
+			{get, []variant{sampleNone, samplePeriscope, {name: "a", title: "`a`, 100 %", copies: copiesEvents, share: 100, against: "periscope"}}, []figures{none, mirrored, other}},
 		},
 	}
 }
 
+func sampleLatency() *latency {
+	slow := samplePeriscope
+	slow.name, slow.title, slow.fault = "periscope-slow", "Periscope, slow", sink.Slow
+	return &latency{
+		surroundings: around, workload: workloads()[0], rate: 1000, burst: 2 * time.Second,
+		variants: []variant{sampleNone, samplePeriscope, slow},
+		figures: []figures{
+			{p50: []float64{0.3, 0.3}, p99: []float64{1, 2}, peakRSS: 60e6, requests: 30},
+			{p50: []float64{0.45, 0.35}, p99: []float64{1.25, 2.5}, peakRSS: 68e6, requests: 30, copies: 30, expected: 30},
+			{p50: []float64{0.3, 0.3}, p99: []float64{2, 3}, peakRSS: 72e6, requests: 30, expected: 30, noted: "lua.errors 1"},
+		},
+	}
+}
+
+func sampleChanges() *changes {
+	return &changes{
+		surroundings: around, chains: 100, rate: 1000, burst: 4 * time.Second, editEvery: editEvery, edits: 16, inForce: 16,
+		variants: []variant{sampleNone, {name: "quiet", title: "no changes"}, {name: "edited", title: "changes"}},
+		figures: []figures{
+			{p50: []float64{0.3, 0.3}, p99: []float64{1, 2}, peakRSS: 60e6, requests: 30},
+			{p50: []float64{0.4, 0.4}, p99: []float64{1, 2}, peakRSS: 90e6, requests: 30, copies: 30},
+			{p50: []float64{0.4, 0.5}, p99: []float64{1.05, 2.2}, peakRSS: 90e6, requests: 30, copies: 30},
+		},
+	}
+}
+
+func sampleSoak() *soak {
+	s := &soak{
+		surroundings: around, length: 10 * time.Minute, rate: 1000, variants: []variant{sampleNone, samplePeriscope},
+		figures: []figures{{requests: 600_000, peakRSS: 70e6}, {requests: 600_000, peakRSS: 81e6}}, rss: make([][]float64, 2),
+	}
+	for i := range 60 {
+		s.at = append(s.at, 10*float64(i+1))
+		s.rss[0] = append(s.rss[0], 70)
+		s.rss[1] = append(s.rss[1], 78+float64(i)/20)
+	}
+	return s
+}
+
 func TestReports(t *testing.T) {
-	for _, s := range []section{sampleSaturated()} {
-		t.Run(s.name(), func(t *testing.T) {
+	for name, s := range map[string]section{"saturated": sampleSaturated(), "latency": sampleLatency(), "changes": sampleChanges(), "soak": sampleSoak()} {
+		t.Run(name, func(t *testing.T) {
 			var got strings.Builder
 			s.write(&got)
-			golden := filepath.Join("testdata", s.name()+".md")
+			golden := filepath.Join("testdata", name+".md")
 			if *update {
 				if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
 					t.Fatal(err)
@@ -319,15 +493,44 @@ func TestReports(t *testing.T) {
 	}
 }
 
+// A file without the marks is refused at once.
+func TestWriteNeedsMarks(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "doc.md")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := benchmark(t.Context(), options{write: file}, t.Output(), t.Output())
+	if err == nil || !strings.Contains(err.Error(), "bench-gateway-saturated:begin") {
+		t.Errorf("got %v, want the marks that are missing", err)
+	}
+}
+
+// Edits that did nothing, or a gateway that mirrors nothing, show nothing.
+func TestChangesThatMeanNothing(t *testing.T) {
+	for name, spoil := range map[string]func(*changes){
+		"edits that got lost": func(s *changes) { s.inForce = 14 },
+		"nothing mirrored":    func(s *changes) { s.figures[1].copies = 0 },
+		"a failed request":    func(s *changes) { s.figures[2].errors, s.figures[2].firstError = 1, io.EOF },
+	} {
+		s := sampleChanges()
+		if err := s.faults(); err != nil {
+			t.Fatal(err)
+		}
+		if spoil(s); s.faults() == nil {
+			t.Errorf("%s: no fault", name)
+		}
+	}
+}
+
 func TestPublishWithErrorsChangesNothing(t *testing.T) {
 	s := sampleSaturated()
 	s.tables[0].figures[1].errors, s.tables[0].figures[1].firstError = 1, errors.New("status line")
 	file := filepath.Join(t.TempDir(), "doc.md")
-	old := "<!-- " + s.name() + ":begin -->\nold\n<!-- " + s.name() + ":end -->\n"
+	old := "<!-- x:begin -->\nold\n<!-- x:end -->\n"
 	if err := os.WriteFile(file, []byte(old), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := publish(s, file, t.Output())
+	err := publish("x", s, file, t.Output())
 	if err == nil || !strings.Contains(err.Error(), "1 of 41 requests failed") {
 		t.Errorf("got %v", err)
 	}

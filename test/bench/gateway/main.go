@@ -1,6 +1,7 @@
 // Command gateway measures what the plugin costs a real Envoy, against no
 // filter, an empty Lua filter, request_mirror_policies and ext_proc in
-// observability mode, and prints a Markdown table.
+// observability mode: CPU and memory, users' latency while nodes fail and
+// policies change, and memory in a long run. It prints Markdown tables.
 //
 // It never leaves this machine's loopback, and nothing of it outlives it. Its
 // figures are this machine's: ratios travel better than microseconds. Nobody
@@ -38,6 +39,9 @@ type options struct {
 	envoy     string
 	rounds    int
 	burst     time.Duration
+	rate      float64
+	only      string
+	soakFor   time.Duration
 	variants  string
 	workloads string
 	write     string
@@ -52,7 +56,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.StringVar(&o.envoy, "envoy", "", "Envoy `binary`; default $PERISCOPE_ENVOY, then "+pinnedEnvoy+", then the one on PATH")
 	fs.IntVar(&o.rounds, "rounds", 9, "rounds; each measures every variant once")
 	fs.DurationVar(&o.burst, "burst", time.Second, "length of a burst")
-	fs.StringVar(&o.workloads, "workloads", "", "comma-separated `names` of workloads: get, post, whole, cut, download; default all")
+	fs.Float64Var(&o.rate, "rate", 1000, "requests a second where latency is measured, and memory over time")
+	fs.StringVar(&o.only, "only", "", "comma-separated `names` of scenarios: saturated, latency, changes; default all")
+	fs.DurationVar(&o.soakFor, "soak", 0, "run for so `long` at a steady rate, show memory over time, and measure nothing else")
+	fs.StringVar(&o.workloads, "workloads", "", "comma-separated `names` of workloads when saturated: get, post, whole, cut, download; default all")
 	fs.StringVar(&o.variants, "variants", "", "comma-separated `names` of variants; default all")
 	fs.StringVar(&o.write, "write", "", "`file` whose marked sections are replaced; default: print")
 	plugins := fs.String("plugin", "", "comma-separated `files` with other plugin code, measured beside ours; a.lua is the variants a, a-10 and a-0")
@@ -69,6 +76,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("-rounds %d is not from 1 to 1000", o.rounds)
 	case o.burst < 100*time.Millisecond || o.burst > time.Minute:
 		return o, fmt.Errorf("-burst %v is not from 100ms to 1m", o.burst)
+	case !(o.rate >= 1 && o.rate <= 1e5):
+		return o, fmt.Errorf("-rate %g is not from 1 to 100000", o.rate)
+	case o.soakFor != 0 && (o.soakFor < time.Second || o.soakFor > 24*time.Hour):
+		return o, fmt.Errorf("-soak %v is not from 1s to 24h", o.soakFor)
+	case o.soakFor != 0 && o.only != "":
+		return o, errors.New("-soak measures nothing else: leave -only out")
 	}
 	return o, nil
 }
@@ -98,8 +111,20 @@ func benchmark(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if b.variants, err = choose(all, o.variants); err != nil {
 		return err
 	}
-	if b.workloads, err = chooseWorkloads(o.workloads); err != nil {
+	if b.workloads, err = named(workloads(), o.workloads, func(w workload) string { return w.name }); err != nil {
 		return err
+	}
+	scenarios, err := b.scenarios(o)
+	if err != nil {
+		return err
+	}
+	for _, sc := range scenarios {
+		// Better now than after the measurement.
+		if o.write != "" {
+			if err := result.Check(o.write, sc.section()); err != nil {
+				return err
+			}
+		}
 	}
 	if o.envoy, err = findEnvoy(o.envoy); err != nil {
 		return err
@@ -120,14 +145,31 @@ func benchmark(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		return fmt.Errorf("create temporary folder: %w", err)
 	}
 	defer os.RemoveAll(b.dir)
-	for _, scenario := range []func(context.Context) (section, error){b.saturated} {
-		s, err := scenario(ctx)
+	for _, sc := range scenarios {
+		s, err := sc.run(ctx)
 		if err != nil {
 			return err
 		}
-		if err := publish(s, o.write, stdout); err != nil {
+		if err := publish(sc.section(), s, o.write, stdout); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+type scenario struct {
+	name string
+	run  func(context.Context) (section, error)
+}
+
+// section is the name of the marked section that its report goes to.
+func (s scenario) section() string { return "bench-gateway-" + s.name }
+
+// scenarios are those that the options ask for.
+func (b *bench) scenarios(o options) ([]scenario, error) {
+	if o.soakFor != 0 {
+		return []scenario{{"soak", b.soak}}, nil
+	}
+	all := []scenario{{"saturated", b.saturated}, {"latency", b.latency}, {"changes", b.changes}}
+	return named(all, o.only, func(s scenario) string { return s.name })
 }

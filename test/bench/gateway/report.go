@@ -9,10 +9,8 @@ import (
 	"github.com/periscope-mesh/periscope/test/bench/result"
 )
 
-// section is the outcome of a scenario, which goes to the marked section of its
-// name.
+// section is the outcome of a scenario.
 type section interface {
-	name() string
 	write(*strings.Builder)
 	// faults are those that make the figures worthless.
 	faults() error
@@ -49,9 +47,9 @@ func (s surroundings) heading(b *strings.Builder) {
 	b.WriteString(".\n")
 }
 
-// method is how to read the figures of rounds.
-func (s surroundings) method() string {
-	m := "Figures are medians over rounds; ratios and Δ are medians of each round's own comparison with “no filter”. " +
+// method is how to read the figures of rounds, which are compared with something.
+func (s surroundings) method(with string) string {
+	m := "Figures are medians over rounds; ratios and Δ are medians of each round's own comparison with " + with + ". " +
 		"After a median stands its interval of 95 % confidence, between order statistics; with less than six rounds, the lowest and highest. "
 	if s.pinned {
 		return m + "Gateways have one CPU; generator, backend and receivers share another."
@@ -62,15 +60,15 @@ func (s surroundings) method() string {
 // notes tells what went wrong with mirroring.
 func notes(b *strings.Builder, variants []variant, title string, fs []figures) {
 	for i, f := range fs {
-		if f.fault != "" {
-			fmt.Fprintf(b, "\nNote: %s, %s: %s\n", variants[i].name, title, f.fault)
+		if f.noted != "" {
+			fmt.Fprintf(b, "\nNote: %s, %s: %s\n", variants[i].name, title, f.noted)
 		}
 	}
 }
 
-// publish prints a section or writes it into the file, unless users of a gateway
-// saw errors.
-func publish(s section, file string, stdout io.Writer) error {
+// publish prints a section, or writes it into the file between the marks of
+// that name, unless users of a gateway saw errors.
+func publish(name string, s section, file string, stdout io.Writer) error {
 	var out strings.Builder
 	s.write(&out)
 	faults := s.faults()
@@ -80,5 +78,5 @@ func publish(s section, file string, stdout io.Writer) error {
 		}
 		return faults
 	}
-	return result.WriteInto(file, s.name(), out.String())
+	return result.WriteInto(file, name, out.String())
 }

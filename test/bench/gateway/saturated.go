@@ -31,7 +31,7 @@ const atLimit = 0.9
 func (b *bench) saturated(ctx context.Context) (section, error) {
 	s := &saturated{burst: b.burst}
 	for _, w := range b.workloads {
-		err := b.fleet(ctx, w, func(ctx context.Context, gateways []*gateway) error {
+		err := b.fleet(ctx, w, b.pick(w.measures), func(ctx context.Context, gateways []*gateway) error {
 			call := w.call()
 			fs, err := b.rounds(ctx, w.name, gateways, func(g *gateway, _ int, warm bool) (figures, error) {
 				if warm {
@@ -50,8 +50,6 @@ func (b *bench) saturated(ctx context.Context) (section, error) {
 	return s, nil
 }
 
-func (s *saturated) name() string { return "bench-gateway-saturated" }
-
 func (s *saturated) faults() error {
 	for _, t := range s.tables {
 		if err := failures(t.variants, t.workload.name, t.figures); err != nil {
@@ -63,17 +61,45 @@ func (s *saturated) faults() error {
 
 func (s *saturated) write(b *strings.Builder) {
 	s.heading(b)
-	fmt.Fprintf(b, "%d rounds of bursts of %v; closed loop over %d connections.\n", s.rounds, s.burst, connections)
+	fmt.Fprintf(b, "%d rounds of bursts of %v; closed loop over %d connections.\n\n", s.rounds, s.burst, connections)
+	var goals []goal
+	for _, t := range s.tables {
+		goals = append(goals, t.goals()...)
+	}
+	writeGoals(b, goals)
 	for _, t := range s.tables {
 		fmt.Fprintf(b, "\n**%s**\n\n", t.workload.title)
 		t.write(b)
 	}
-	b.WriteString("\nEvery variant's Envoy stays up while a workload is measured; bursts take turns, in alternating order. " + s.method() +
+	b.WriteString("\nEvery variant's Envoy stays up while a workload is measured; bursts take turns, in alternating order. " + s.method("“no filter”") +
 		" CPU is the time of all of Envoy's threads over a burst until its copies have arrived, by request. Peak MB is VmHWM. " +
 		fmt.Sprintf("\\*: Envoy was idle more than %.0f %% of the time, so the throughput is the other side's limit.\n", 100*(1-atLimit)))
 	for _, t := range s.tables {
 		notes(b, t.variants, t.workload.name, t.figures)
 	}
+}
+
+// goals are those that t has the figures for.
+func (t *saturatedTable) goals() []goal {
+	figuresOf := func(name string) *figures {
+		if i := slices.Index(names(t.variants), name); i >= 0 {
+			return &t.figures[i]
+		}
+		return nil
+	}
+	var out []goal
+	for _, g := range t.workload.goals {
+		if f, than := figuresOf(g.variant), figuresOf(g.than); f != nil && than != nil {
+			out = append(out, atMost(t.workload.name+": "+g.what, result.Paired(f.cpu, than.cpu, result.Delta), g.limit, "µs"))
+		}
+	}
+	if f, base := figuresOf(ours), t.figures[0]; f != nil {
+		if t.workload.shares {
+			out = append(out, atLeast(t.workload.name+": throughput", result.Paired(f.throughput, base.throughput, result.Ratio), 0.6))
+		}
+		out = append(out, memoryGoal(t.workload.name, *f, base))
+	}
+	return out
 }
 
 func (t *saturatedTable) write(b *strings.Builder) {
@@ -129,7 +155,7 @@ func peak(f, base figures, i int) string {
 
 // delivered is the share of copies that arrived.
 func delivered(f figures, v variant) string {
-	if v.copies == copiesNothing || f.expected == 0 {
+	if v.copies == copiesNothing || v.fault != "" || f.expected == 0 {
 		return "–"
 	}
 	p := 100 * float64(f.copies) / float64(f.expected)

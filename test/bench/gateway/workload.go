@@ -2,8 +2,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/periscope-mesh/periscope/test/bench/load"
 	"github.com/periscope-mesh/periscope/test/bench/sink"
@@ -22,36 +20,43 @@ type workload struct {
 	response int  // bytes of the response's
 	limit    int  // of the policy for bodies both ways; 0: the default policy's limits
 	shares   bool // the plugin is measured with smaller shares as well
+	goals    []cpuGoal
+}
+
+// cpuGoal is how many µs of CPU an exchange may cost one variant more than
+// another.
+type cpuGoal struct {
+	what, variant, than string
+	limit               float64
 }
 
 func workloads() []workload {
+	whole := func(limit float64) cpuGoal { return cpuGoal{"added CPU", ours, baseline, limit} }
+	peer := cpuGoal{"CPU above `request_mirror_policies`", ours, "shadow", 0}
 	return []workload{
-		{name: "get", title: "GET, 1 KiB response", response: kib, shares: true},
-		{name: "post", title: "POST 1 KiB, 1 KiB response", request: kib, response: kib, shares: true},
-		{name: "whole", title: "POST 64 KiB, 64 KiB response, bodies copied whole", request: 64 * kib, response: 64 * kib, limit: 64 * kib},
-		{name: "cut", title: "POST 64 KiB, 64 KiB response, bodies cut at 4 KiB", request: 64 * kib, response: 64 * kib, limit: 4 * kib},
+		{
+			name: "get", title: "GET, 1 KiB response", response: kib, shares: true,
+			goals: []cpuGoal{
+				whole(27), {"added CPU at a share of 10 %", ours + "-10", baseline, 8},
+				{"added CPU at a share of 0 %", ours + "-0", baseline, 2}, peer,
+			},
+		},
+		{name: "post", title: "POST 1 KiB, 1 KiB response", request: kib, response: kib, shares: true, goals: []cpuGoal{whole(30), peer}},
+		{
+			name: "whole", title: "POST 64 KiB, 64 KiB response, bodies copied whole", request: 64 * kib, response: 64 * kib, limit: 64 * kib,
+			goals: []cpuGoal{whole(250), {"CPU above `ext_proc`", ours, "ext_proc", 0}},
+		},
+		{
+			name: "cut", title: "POST 64 KiB, 64 KiB response, bodies cut at 4 KiB", request: 64 * kib, response: 64 * kib, limit: 4 * kib,
+			goals: []cpuGoal{whole(80), peer},
+		},
 		{name: "download", title: "GET, 1 MiB response, cut at 16 KiB", response: mib},
 	}
 }
 
-// chooseWorkloads gives those named; an empty list is all of them.
-func chooseWorkloads(list string) ([]workload, error) {
-	all := workloads()
-	if list == "" {
-		return all, nil
-	}
-	want := strings.Split(list, ",")
-	for _, name := range want {
-		if !slices.ContainsFunc(all, func(w workload) bool { return w.name == name }) {
-			return nil, fmt.Errorf("no workload %q; there are: get, post, whole, cut, download", name)
-		}
-	}
-	return slices.DeleteFunc(all, func(w workload) bool { return !slices.Contains(want, w.name) }), nil
-}
-
-// measures tells whether v is measured under w.
+// measures tells whether v is measured under w when saturated.
 func (w workload) measures(v variant) bool {
-	return w.shares || v.copies != copiesEvents || v.share == 100
+	return v.fault == "" && (w.shares || v.whole())
 }
 
 // call looks like a browser's call of an API.

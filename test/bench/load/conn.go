@@ -12,13 +12,18 @@ import (
 // conn is one kept-alive connection. Only one goroutine at a time uses it.
 type conn struct {
 	addr     string
-	nc       net.Conn // nil after a fault, until the next exchange
+	from     *net.TCPAddr // nil: any
+	nc       net.Conn     // nil after a fault, until the next exchange
 	buf      []byte
 	deadline time.Time // of the burst under way
 }
 
 func (c *conn) dial() error {
-	nc, err := net.DialTimeout("tcp", c.addr, 2*time.Second)
+	d := net.Dialer{Timeout: 2 * time.Second}
+	if c.from != nil {
+		d.LocalAddr = c.from
+	}
+	nc, err := d.Dial("tcp", c.addr)
 	if err != nil {
 		return fmt.Errorf("dial: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"time"
 )
@@ -24,8 +25,9 @@ const maxFaults = 10
 
 // Config of a Client.
 type Config struct {
-	Addr  string // of the server
-	Conns int    // connections, kept open from burst to burst
+	Addr  string                // of the server
+	Conns int                   // connections, kept open from burst to burst
+	From  func(conn int) net.IP // where a connection comes from; default: the system's choice
 }
 
 // Client holds the connections. Its bursts may not overlap.
@@ -51,8 +53,11 @@ type Result struct {
 // Dial opens the connections.
 func Dial(c Config) (*Client, error) {
 	cl := &Client{}
-	for range c.Conns {
+	for i := range c.Conns {
 		k := &conn{addr: c.Addr, buf: make([]byte, 64<<10)}
+		if c.From != nil {
+			k.from = &net.TCPAddr{IP: c.From(i)}
+		}
 		if err := k.dial(); err != nil {
 			cl.Close()
 			return nil, err

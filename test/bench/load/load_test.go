@@ -147,6 +147,27 @@ func TestPacedEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestConnectionsFromSeveralAddresses(t *testing.T) {
+	seen := make(chan string, 2)
+	addr := serve(t, func(c net.Conn) {
+		seen <- c.RemoteAddr().(*net.TCPAddr).IP.String()
+		fmt.Fprint(c, want)
+	})
+	c, err := Dial(Config{Addr: addr, Conns: 2, From: func(i int) net.IP { return net.IPv4(127, 0, 1, byte(i)) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i, k := range c.conns {
+		if err := k.exchange(request()); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := <-seen, fmt.Sprintf("127.0.1.%d", i); got != want {
+			t.Errorf("connection %d comes from %s, want %s", i, got, want)
+		}
+	}
+}
+
 func TestDialNobody(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

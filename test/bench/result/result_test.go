@@ -23,7 +23,7 @@ func TestOver(t *testing.T) {
 		}
 	}
 	// 95 %: exact tables give these ranks, counted from 0.
-	for n, want := range map[int]int{1: 0, 5: 0, 8: 0, 9: 1, 11: 1, 12: 2, 15: 3, 20: 5, 31: 9, 100: 39} {
+	for n, want := range map[int]int{1: 0, 5: 0, 8: 0, 9: 1, 11: 1, 12: 2, 15: 3, 20: 5, 31: 9, 100: 39, 500: 227, 501: 228, 100000: 49690} {
 		if got := cut(n); got != want {
 			t.Errorf("%d values: cut %d, want %d", n, got, want)
 		}
@@ -45,6 +45,25 @@ func TestPaired(t *testing.T) {
 	}
 	if got, want := Paired(a, b[:2], Delta), (Spread{20, 10, 30}); got != want {
 		t.Errorf("delta %v, want %v", got, want)
+	}
+}
+
+func TestSlope(t *testing.T) {
+	var x, line, flat []float64
+	for i := range 40 {
+		x = append(x, float64(i))
+		line = append(line, 3+2*float64(i))
+		flat = append(flat, float64(i%2))
+	}
+	line[20] += 1000 // one outlier moves nothing
+	if s := Slope(x, line); s.Mid != 2 || s.Low > 2 || s.High < 2 || s.High-s.Low > 0.1 {
+		t.Errorf("a line of slope 2 has %v", s)
+	}
+	if s := Slope(x, flat); s.Mid != 0 || s.Low > 0 || s.High < 0 {
+		t.Errorf("what goes up and down has the slope %v", s)
+	}
+	if s := Slope(x[:1], flat[:1]); !math.IsNaN(s.Mid) {
+		t.Errorf("a point has the slope %v", s)
 	}
 }
 
@@ -87,6 +106,12 @@ func TestWriteInto(t *testing.T) {
 	}
 	if err := WriteInto(file, "bench-y", "new"); err == nil {
 		t.Error("another benchmark's marks are accepted")
+	}
+	if err := Check(file, "bench-x"); err != nil {
+		t.Error(err)
+	}
+	if Check(file, "bench-y") == nil || Check(file+"x", "bench-x") == nil {
+		t.Error("marks are found that aren't there")
 	}
 	left, err := os.ReadDir(filepath.Dir(file))
 	if err != nil || len(left) != 1 {

@@ -27,6 +27,18 @@ func splice(doc, name, section string) (string, error) {
 	return head + begin + "\n" + strings.TrimRight(section, "\n") + "\n" + end + tail, nil
 }
 
+// Check tells whether WriteInto would find the marks.
+func Check(file, name string) error {
+	doc, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", file, err)
+	}
+	if _, err := splice(string(doc), name, ""); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
+}
+
 // WriteInto puts a section between the file's marks <!-- name:begin --> and
 // <!-- name:end -->, or leaves the file as it was.
 func WriteInto(file, name, section string) error {

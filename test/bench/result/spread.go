@@ -29,6 +29,9 @@ func Over(values []float64) Spread {
 // cut is how many of n sorted values may be left out at either end so that the
 // rest still spans the median with 95 % confidence.
 func cut(n int) int {
+	if n > 500 { // the normal distribution is as good, and 0.5ⁿ would vanish
+		return int((float64(n) - 1.96*math.Sqrt(float64(n))) / 2)
+	}
 	outside := math.Pow(0.5, float64(n)) // P(fewer than k+1 heads), here k = 0
 	term := outside
 	for k := 0; ; k++ {
@@ -62,3 +65,26 @@ func (s Spread) Times() string { return fmt.Sprintf("×%.2f, %.2f–%.2f", s.Mid
 
 // Signed writes a spread of differences.
 func (s Spread) Signed() string { return fmt.Sprintf("%+.1f, %.1f to %.1f", s.Mid, s.Low, s.High) }
+
+// Slope is how much y grows for each unit of x: the median of the slopes between
+// all pairs of points, after Theil and Sen, so that single steps and outliers
+// count little. Its interval of 95 % confidence is Kendall's, for points that are
+// independent of each other. x must have no value twice.
+func Slope(x, y []float64) Spread {
+	n := len(x)
+	slopes := make([]float64, 0, n*n/2)
+	for i := range x {
+		for j := range i {
+			slopes = append(slopes, (y[i]-y[j])/(x[i]-x[j]))
+		}
+	}
+	s := Over(slopes)
+	if len(slopes) == 0 {
+		return s
+	}
+	slices.Sort(slopes)
+	inside := 1.96 * math.Sqrt(float64(n)*float64(n-1)*float64(2*n+5)/18)
+	k := max(0, int((float64(len(slopes))-inside)/2))
+	s.Low, s.High = slopes[k], slopes[len(slopes)-1-k]
+	return s
+}

@@ -72,13 +72,16 @@ func (e *Events) Fault() error {
 }
 
 // Run serves until ctx ends.
-func (e *Events) Run(ctx context.Context) error {
+func (e *Events) Run(ctx context.Context) error { return serveHTTP2(ctx, e.ln, e) }
+
+// serveHTTP2 serves HTTP/2 in plain text, as a node does, until ctx ends.
+func serveHTTP2(ctx context.Context, ln net.Listener, h http.Handler) error {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: e, Protocols: protocols}
+	srv := &http.Server{Handler: h, Protocols: protocols}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(e.ln); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve events: %w", err)
 	}
 	return nil

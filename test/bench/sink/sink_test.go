@@ -132,9 +132,7 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	start(t, e)
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	tr := &http.Transport{Protocols: protocols}
+	tr := plainHTTP2()
 	defer tr.CloseIdleConnections()
 	post := func(b []byte) int {
 		resp, err := (&http.Client{Transport: tr}).Post(url(e.Port()), event.ContentType, bytes.NewReader(b))
@@ -162,6 +160,52 @@ func TestEvents(t *testing.T) {
 	}
 	if code := post([]byte("nonsense")); code != http.StatusBadRequest || e.Fault() == nil {
 		t.Errorf("status %d, fault %v", code, e.Fault())
+	}
+}
+
+func plainHTTP2() *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Transport{Protocols: protocols}
+}
+
+func TestFaulty(t *testing.T) {
+	for _, tc := range []struct {
+		fault Fault
+		want  string // of the error, or the status
+	}{
+		{Slow, "deadline exceeded"},
+		{Stalled, "deadline exceeded"},
+		{Dead, "refused"},
+		{Unavailable, "503"},
+	} {
+		t.Run(string(tc.fault), func(t *testing.T) {
+			f, err := ListenFaulty(tc.fault)
+			if err != nil {
+				t.Fatal(err)
+			}
+			start(t, f)
+			tr := plainHTTP2()
+			defer tr.CloseIdleConnections()
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, url(f.Port()), strings.NewReader("x"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := tr.RoundTrip(req)
+			got := fmt.Sprint(err)
+			if err == nil {
+				resp.Body.Close()
+				got = resp.Status
+			}
+			if !strings.Contains(got, tc.want) {
+				t.Errorf("got %s, want %s", got, tc.want)
+			}
+		})
+	}
+	if _, err := ListenFaulty("flaky"); err == nil {
+		t.Error("an unknown fault is accepted")
 	}
 }
 
