@@ -3,6 +3,7 @@ package event
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 	"unsafe"
@@ -78,9 +79,19 @@ type Rejection struct {
 // unusable and with it everything; a bad event only fills Rejected.
 func Decode(buf []byte, limits Limits) (*Batch, error) {
 	b := &Batch{}
-	rest, err := b.Header.decode(buf)
+	first, err := skipFrames(buf)
 	if err != nil {
 		return nil, err
+	}
+	rest, err := b.Header.decode(buf[first:])
+	if err != nil {
+		return nil, err
+	}
+	if first > 0 {
+		if len(rest) > 0 {
+			return nil, &Error{ReasonNotMsgp, "batch", fmt.Sprintf("%d bytes behind a header that comes last", len(rest))}
+		}
+		rest = buf[:first]
 	}
 	for i := 0; len(rest) > 0; i++ {
 		if i >= limits.MaxEvents {
@@ -111,6 +122,19 @@ func (b *Batch) reject(i int, rest bool, err *Error) {
 	b.Rejected = append(b.Rejected, Rejection{Index: i, Rest: rest, Err: err})
 }
 
+// skipFrames gives the place of the header, which is first or last.
+func skipFrames(b []byte) (int, error) {
+	rest := b
+	for len(rest) > 0 && rest[0] == bin32 {
+		_, after, err := cutFrame(rest)
+		if err != nil {
+			return 0, err
+		}
+		rest = after
+	}
+	return len(b) - len(rest), nil
+}
+
 // cutFrame takes one bin 32 object off b.
 func cutFrame(b []byte) (frame, rest []byte, err *Error) {
 	if b[0] != bin32 {
@@ -134,9 +158,9 @@ func (h *Header) decode(b []byte) ([]byte, error) {
 		switch key := r.key(); key {
 		case "v":
 			h.Version, seen = r.uint(key), true
-			if r.err == nil && h.Version != Version {
+			if r.err == nil && !slices.Contains(Versions(), int(h.Version)) {
 				// Whatever else an unknown version holds is not looked at.
-				return nil, &Error{ReasonVersion, "v", fmt.Sprintf("version %d, this node reads %d", h.Version, Version)}
+				return nil, &Error{ReasonVersion, "v", fmt.Sprintf("version %d, this node reads %v", h.Version, Versions())}
 			}
 		case "gateway":
 			h.Gateway = r.word(key)

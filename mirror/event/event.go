@@ -11,22 +11,22 @@
 // (https://github.com/msgpack/msgpack/blob/master/spec.md). It is a sequence
 // of MessagePack objects without an outer array:
 //
-//	map                 the batch header, see Header
 //	bin 32 (0xc6) × n   one event each: a map, see Event
+//	map                 the batch header, see Header
 //
-// The bin framing gives each event's bounds, so that a bad event never costs
+// In version 1 the header comes first; a node reads both. The bin framing gives each event's bounds, so that a bad event never costs
 // its neighbours. Every event of a batch was made under the header's policy
 // revision.
 package event
 
 // Version is the contract's version written by this build; a node reads it
-// and, from the second version on, the one before.
-const Version = 1
+// and the one before.
+const Version = 2
 
 // Versions are those that Decode reads.
-func Versions() []int { return []int{Version} }
+func Versions() []int { return []int{Version - 1, Version} }
 
-// Header is the first object of a batch. Keys in parentheses.
+// Header is the last object of a batch, the first in version 1. Keys in parentheses.
 type Header struct {
 	Version   uint64            // (v) contract version
 	Gateway   string            // (gateway) the gateway's claim; ingest replaces it with the authenticated identity

@@ -8,7 +8,7 @@
 -- Runs in Envoy's LuaJIT, one VM per worker; all state below is the worker's.
 local VERSION = "0.1.0"
 local DIGEST = "000000000000" -- of this source: whoever sends it puts it in
-local WIRE = 1
+local WIRE = 2
 
 -- The JIT does not pay for code that spends its time in C calls (measured:
 -- 3 to 7 µs an exchange dearer with it), nor does an eager collector.
@@ -22,18 +22,25 @@ local char, byte, sub, find, gsub, lower = string.char, string.byte, string.sub,
 local floor, random = math.floor, math.random
 
 -- Bounds.
-local MAX_FIELDS = 1000            -- header lines copied per message
-local MAX_FIELD_BYTES = 262144     -- and their bytes
+local MAX_FIELD_BYTES = 262144     -- header lines copied per message, with 128 for each
 local MAX_OPEN = 4096              -- exchanges awaiting their response
-local MAX_OPEN_BYTES = 33554432    -- and the bytes of their copies
-local MAX_WAIT_MS = 30000          -- then they are sent request-only
+local MAX_OPEN_BYTES = 8388608     -- and the bytes of their copies
+local MAX_WAIT_MS = 30000          -- then they are sent as far as they were seen
+local MAX_POOL = 64                -- exchanges kept for use again
+local MAX_POOL_BYTES = 32768       -- unless their headers were longer
+local LONG_MS = 10000              -- a body that goes on after its copy's end for so long is not waited for
 local BATCH_EVENTS = 32
-local BATCH_BYTES = 262144
+local BATCH_BYTES = 98304          -- below what LuaJIT's allocator maps anew each time: 128 KiB
 local BATCH_MS = 100
+local SINGLES = 64                 -- events that may go out by themselves while others are open …
+local SINGLES_PER_MS = 0.2         -- … and how many more each ms
+local SETTINGS_MS = 10             -- how old a look at the settings may be
+local TELL_MS = 10000              -- counters travel at least so often while there are requests
 local CALL_TIMEOUT_MS = 1000
 local MAX_CACHE = 1024             -- entries of each cache of header names, content types, endpoints
 
 local NO_RESPONSE, REQUEST_CUT, RESPONSE_CUT, RESPONSE_SKIP, STREAM, HEADERS_CUT, MASKED, REQUEST_OPEN = 1, 2, 4, 8, 16, 32, 64, 128
+local RESPONSE_OPEN = 512
 
 -- ------------------------------------------------------------------ MessagePack
 
@@ -43,15 +50,23 @@ for n = 0, 255 do
   UINT[n] = n < 128 and char(n) or char(0xcc, n)
 end
 local function be16(n) return char(rshift(n, 8), band(n, 255)) end
-local function be32(n) return char(floor(n / 16777216) % 256, floor(n / 65536) % 256, floor(n / 256) % 256, n % 256) end
+local function be32(n) return char(rshift(n, 24), band(rshift(n, 16), 255), band(rshift(n, 8), 255), band(n, 255)) end
 local function str(n) -- header of a string of n bytes
-  return STR[n] or (n < 65536 and "\218" .. be16(n)) or "\219" .. be32(n)
+  return STR[n] or n < 65536 and char(0xda, rshift(n, 8), band(n, 255)) or "\219" .. be32(n)
 end
+local NUMBERS, numbers = {}, 0 -- encoded before
 local function uint(n)
   if n < 256 then return UINT[n] end
-  if n < 65536 then return "\205" .. be16(n) end
-  if n < 4294967296 then return "\206" .. be32(n) end
-  return "\207" .. be32(floor(n / 4294967296)) .. be32(n % 4294967296)
+  if n >= 65536 then
+    if n < 4294967296 then return char(0xce, rshift(n, 24), band(rshift(n, 16), 255), band(rshift(n, 8), 255), band(n, 255)) end
+    return "\207" .. be32(floor(n / 4294967296)) .. be32(n % 4294967296)
+  end
+  local e = NUMBERS[n]
+  if not e then
+    e = char(0xcd, rshift(n, 8), band(n, 255))
+    if numbers < MAX_CACHE then NUMBERS[n] = e; numbers = numbers + 1 end
+  end
+  return e
 end
 local function key(k) return str(#k) .. k end
 local function pair(k, v) return key(k) .. str(#v) .. v end
@@ -411,7 +426,7 @@ end
 -- and the flags. Text and bodies without a type may be JSON or a form; so may
 -- what says it is a form, for curl says so of all that it sends. What is
 -- compressed cannot be masked here, so none of it is copied.
-local function body_mask(s, hs, content_type, max, flags)
+local function body_mask(s, content_type, coding, max, flags)
   if max == 0 or not s.mask_json and not s.mask_form then return max, nil, flags end
   local t = lower(content_type or "")
   local form = t == "" or find(t, "urlencoded", 1, true) or find(t, "text/plain", 1, true)
@@ -419,8 +434,7 @@ local function body_mask(s, hs, content_type, max, flags)
   local parts = find(t, "multipart/", 1, true) and s.mask_form
   form = form and s.mask_form
   if not json and not form and not parts then return max, nil, flags end
-  local coding = hs:get("content-encoding") or ""
-  if coding ~= "" and lower(coding) ~= "identity" then return 0, nil, bor(flags, MASKED) end
+  if coding and coding ~= "" and lower(coding) ~= "identity" then return 0, nil, bor(flags, MASKED) end
   return max, function(v)
     if json then v = mask_json(v, json) end
     if form then v = mask_form(v, form) end
@@ -428,6 +442,23 @@ local function body_mask(s, hs, content_type, max, flags)
     return v
   end, flags
 end
+
+-- ------------------------------------------------------------------ identity
+
+local function random_id()
+  local ok, id = pcall(function()
+    local f = io.open("/dev/urandom", "rb")
+    local b = f:read(8)
+    f:close()
+    return (gsub(b, ".", function(c) return string.format("%02x", byte(c)) end))
+  end)
+  if ok and #id == 16 then return id end
+  return string.format("%08x%08x", os.time() % 4294967296, tonumber(sub(tostring({}), 8)) % 4294967296)
+end
+local VM = random_id()
+math.randomseed(tonumber(sub(VM, 1, 8), 16))
+-- Exchanges' ids in Envoy's access log are unique among a gateway's VMs.
+local FIRST_ID = tonumber(sub(VM, 1, 5), 16) * 4294967296
 
 -- ------------------------------------------------------------------ settings
 
@@ -452,14 +483,13 @@ local function parse_match(fields)
 end
 
 local function parse_types(fields)
-  local t = { cache = {}, cached = 0 }
+  local t = {}
   for i = 2, #fields do t[fields[i]] = true end
-  t.any = t["*/*"]
-  return t
+  return { list = t, any = t["*/*"], cache = {}, cached = 0 }
 end
 
 local function parse_settings(text)
-  local s = { match = nil, exclude = nil, qmax = 0, rmax = 0, ppm = 0, batch = buffer.new(), events = 0, since = 0, flushed = 0 }
+  local s = { qmax = 0, rmax = 0, ppm = 0, batch = buffer.new(), events = 0, since = 0, flushed = 0, names = {}, named = 0 }
   for line in string.gmatch(text, "[^\n]+") do
     local f = {}
     for field in string.gmatch(line, "[^\t]+") do f[#f + 1] = unescape(field) end
@@ -490,8 +520,12 @@ local function parse_settings(text)
   s.qtypes = s.qtypes or parse_types({})
   s.rtypes = s.rtypes or parse_types({})
   s.mask = header_masks(s)
-  -- What every event of this revision begins with.
-  s.prefix = pair("p", s.policy or "") .. key("s")
+  -- What every event of this revision begins with, sampled or of a class that
+  -- sampling spares; and every batch's header.
+  s.prefix = pair("p", s.policy or "") .. key("s") .. uint(s.ppm) .. key("t")
+  s.spared = pair("p", s.policy or "") .. key("s") .. uint(1000000) .. key("t")
+  s.header = "\137" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
+    .. pair("policy_rev", s.rev or "") .. pair("share_rev", s.share_rev or "") .. key("seq")
   return s
 end
 
@@ -636,193 +670,336 @@ end
 local count = { seen = 0, mirrored = 0, off = 0, excluded = 0, sampled_out = 0, evicted = 0, unfinished = 0, cut_bytes = 0, errors = 0, lost_batches = 0, lost_events = 0 }
 local COUNTERS = { "seen", "mirrored", "off", "excluded", "sampled_out", "evicted", "unfinished", "cut_bytes", "errors", "lost_batches", "lost_events" }
 
-local function random_id()
-  local ok, id = pcall(function()
-    local f = io.open("/dev/urandom", "rb")
-    local b = f:read(8)
-    f:close()
-    return (gsub(b, ".", function(c) return string.format("%02x", byte(c)) end))
-  end)
-  if ok and #id == 16 then return id end
-  return string.format("%08x%08x", os.time() % 4294967296, tonumber(sub(tostring({}), 8)) % 4294967296)
-end
-local VM = random_id()
-math.randomseed(tonumber(sub(VM, 1, 8), 16))
 
 -- ------------------------------------------------------------------ headers
 
-local NAMES, names_count = {}, 0
-local hbuf = buffer.new(8192)
+local scratch = buffer.new(4096)
+local put, reset = scratch.put, scratch.reset
 
--- encode_headers gives the flat array of name, value, … as MessagePack, and
--- flags. Everything is read at once: header objects do not outlive a yield.
-local function encode_headers(hs, s)
-  hbuf:reset()
-  local mask, cards = s.mask, s.cards
-  local n, flags = 0, 0
-  for k, v in pairs(hs) do
-    if n >= MAX_FIELDS or #hbuf > MAX_FIELD_BYTES then flags = bor(flags, HEADERS_CUT); break end
-    local e = NAMES[k]
-    if not e then
-      e = key(k)
-      if names_count < MAX_CACHE then NAMES[k] = e; names_count = names_count + 1 end
-    end
-    local m = mask and mask[k]
-    if m == true then v = HIDDEN; flags = bor(flags, MASKED)
-    elseif m or cards then
-      local hidden = m and m(v) or v
-      if cards then hidden = mask_cards(hidden) end
-      if hidden ~= v then v = hidden; flags = bor(flags, MASKED) end
-    end
-    hbuf:put(e, STR[#v] or str(#v), v)
-    n = n + 1
+-- What the plugin itself reads of the header encoded last.
+local SPECIAL = { ["content-type"] = "type", ["content-length"] = "length", ["content-encoding"] = "coding",
+  [":method"] = "method", [":status"] = "status" }
+local head = {} -- false where there is none: a table whose values come and go as nil is rebuilt again and again
+
+local KEYS, keys_count = {}, 0
+
+-- other gives the encoded name and the value of a header line that needs more
+-- than a look into s.names, and the flags.
+local function other(s, k, v, flags)
+  local e, special, m = KEYS[k], SPECIAL[k], s.mask and s.mask[k]
+  if not e then
+    e = key(k)
+    if keys_count < MAX_CACHE then KEYS[k] = e; keys_count = keys_count + 1 end
   end
-  n = n * 2
-  return (n < 16 and char(0x90 + n) or "\220" .. be16(n)) .. hbuf:get(), flags
+  if special then head[special] = v end
+  if m == true then return e, HIDDEN, bor(flags, MASKED) end
+  if m or s.cards then
+    local hidden = m and m(v) or v
+    if s.cards then hidden = mask_cards(hidden) end
+    if hidden ~= v then return e, hidden, bor(flags, MASKED) end
+  elseif not special and s.named < MAX_CACHE then
+    s.names[k] = e
+    s.named = s.named + 1
+  end
+  return e, v, flags
 end
 
-local function wants_type(types, content_type)
-  if types.any then return true end
-  if not content_type then return false end
-  local hit = types.cache[content_type]
-  if hit ~= nil then return hit end
-  local t = lower(string.match(content_type, "^%s*([^;%s]*)") or "")
-  hit = types[t] or types[(string.match(t, "^[^/]*") or "") .. "/*"] or false
-  if types.cached < MAX_CACHE then types.cache[content_type] = hit; types.cached = types.cached + 1 end
-  return hit
+-- encode_headers puts name, value, … into b as MessagePack, and gives how many
+-- those are, about how many bytes, and flags. All is read at once: header objects do not
+-- outlive a yield.
+local function encode_headers(hs, s, b)
+  head.type, head.length, head.coding, head.method, head.status = false, false, false, false, false
+  reset(b)
+  local names, put, STR, n, bytes, flags = s.names, put, STR, 0, 0, 0 -- locals: the loop is a third of the plugin's own time
+  for k, v in pairs(hs) do
+    local size, e = #v, names[k]
+    bytes = bytes + size + 128
+    if bytes > MAX_FIELD_BYTES then flags = bor(flags, HEADERS_CUT); break end
+    n = n + 2
+    if e then put(b, e, STR[size] or str(size), v)
+    else
+      e, v, flags = other(s, k, v, flags)
+      put(b, e, STR[#v] or str(#v), v)
+    end
+  end
+  return n, bytes, flags
+end
+
+local function array(n) -- header of an array of n elements
+  return n < 16 and char(0x90 + n) or char(0xdc, rshift(n, 8), band(n, 255))
+end
+
+-- Content types, classified once each: whether the policy wants such bodies, and
+-- whether they are streams.
+local function type_of(types, content_type)
+  local t = types.cache[content_type]
+  if t then return t end
+  local name = lower(string.match(content_type or "", "^%s*([^;%s]*)") or "")
+  t = { wanted = types.any or types.list[name] or types.list[(string.match(name, "^[^/]*") or "") .. "/*"] or false,
+    events = name == "text/event-stream", grpc = sub(name, 1, 16) == "application/grpc" }
+  if types.cached < MAX_CACHE then types.cache[content_type] = t; types.cached = types.cached + 1 end
+  return t
 end
 
 -- ------------------------------------------------------------------ batches
 
 local settings              -- the revision in force, parsed: the strongest policy's, and by next the others'
 local settings_rev          -- its digest
+local settings_at = 0       -- when it was looked at last
 local previous              -- the revision before: exchanges that began under it end under it
 local embedded              -- the settings' text, where the source's end sets it: for want of a filter that does
-local seq = 0
+local seq, told, told_at = 0, 0, 0 -- batches; of which count of exchanges seen, and when, the last one told
+local singles, singles_at = SINGLES, 0
+local open, open_count, open_bytes, oldest, number, last_begin = {}, 0, 0, 1, 0, 0
 local CALL_HEADERS = { [":method"] = "POST", [":path"] = "/v1/events", [":authority"] = "periscope-node", ["content-type"] = "application/msgpack" }
 local CALL_OPTIONS = { asynchronous = true, timeout_ms = CALL_TIMEOUT_MS, send_xff = false, trace_sampled = false }
 local CLUSTER = "periscope_mirror"
 
-local function batch_header(s, now)
-  local c = { char(0x80 + #COUNTERS) }
-  for i = 1, #COUNTERS do c[i + 1] = key(COUNTERS[i]) .. uint(count[COUNTERS[i]]) end
-  return "\137" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
-    .. pair("policy_rev", s.rev or "") .. pair("share_rev", s.share_rev or "")
-    .. key("seq") .. uint(seq) .. key("sent_us") .. uint(now * 1000) .. key("counters") .. table.concat(c)
+local COUNTER_KEYS, exported = {}, {}
+for i = 1, #COUNTERS do COUNTER_KEYS[i], exported[i] = key(COUNTERS[i]), 0 end
+local NUMBER_OF_COUNTERS = key("counters") .. char(0x80 + #COUNTERS)
+
+-- export adds to Envoy's own counters, which Lua has from Envoy 1.38 on.
+local function export(h)
+  local stats = h:stats()
+  for i = 1, #COUNTERS do
+    local n = count[COUNTERS[i]]
+    if n > exported[i] then
+      stats:counter(COUNTERS[i]):inc(n - exported[i])
+      exported[i] = n
+    end
+  end
 end
 
 -- flush hands a policy's batch over: every event of a batch is of one revision.
+-- Its header is its last object, when all is counted: what is put in front of a
+-- buffer costs a copy of it.
 local function flush(h, s, now)
-  if s.events == 0 then return end
   seq = seq + 1
-  s.flushed = now
-  local events = s.events
+  told, told_at, s.flushed = count.seen, now, now
+  local b, events = s.batch, s.events
   s.events = 0
-  local body = batch_header(s, now) .. s.batch:get()
-  if #body > 4 * BATCH_BYTES then s.batch:free() end -- or each policy's would stay as large as its largest event
+  put(b, s.header, uint(seq), "\167sent_us", uint(now * 1000), NUMBER_OF_COUNTERS)
+  for i = 1, #COUNTERS do put(b, COUNTER_KEYS[i], uint(count[COUNTERS[i]])) end
+  local body = b:get()
+  if #body > 2 * BATCH_BYTES then b:free() end -- or each policy's would stay as large as its largest event
   local ok = pcall(h.httpCall, h, s.cluster or CLUSTER, CALL_HEADERS, body, CALL_OPTIONS)
   if not ok then
     count.lost_batches = count.lost_batches + 1
     count.lost_events = count.lost_events + events
   end
+  pcall(export, h)
 end
 
--- ------------------------------------------------------------------ exchanges
-
--- An exchange until its event is made. Fields: s settings, t start (ms), n
--- number, qh encoded headers, parts, got, len of the request body, qend, qt
--- trailers, flags, src, …; size is what it counts towards MAX_OPEN_BYTES.
-local open, open_count, open_bytes, oldest, number = {}, 0, 0, 1, 0
-local NS = "periscope"
-local ebuf = buffer.new(16384)
-
-local K = {}
-for _, k in ipairs({ "n", "c", "t", "th", "te", "src", "peer", "dst", "proto", "sni", "tls", "route", "f", "qh", "qb", "qn", "qt", "rh", "rb", "rn", "rt" }) do K[k] = key(k) end
-
-local function bin(n)
-  if n < 256 then return char(0xc4, n) end
-  if n < 65536 then return "\197" .. be16(n) end
-  return "\198" .. be32(n)
-end
-
--- put_body puts a part's body, masked: no more of it than the policy's limit,
--- though masking may have made it longer. Gives the flags.
-local function put_body(b, name, part, s, cut)
-  if not part.mask and not s.cards then
-    b:put(K[name], bin(part.got))
-    for i = 1, #part.parts do b:put(part.parts[i]) end
-    return 0
+-- due says whether a policy's batch goes out: it is full or old, or nothing else
+-- may come that could send it later. Lua has no timer: whoever is open may end
+-- without a word, so that events are held only while there is more traffic than
+-- can go out one by one.
+local function due(s, now)
+  if s.events >= BATCH_EVENTS or #s.batch >= BATCH_BYTES or now - s.since >= BATCH_MS or now - s.flushed >= BATCH_MS
+    or now < s.since or open_count == 0 or now - last_begin >= BATCH_MS then return true end
+  if now > singles_at then
+    singles = singles + (now - singles_at) * SINGLES_PER_MS
+    if singles > SINGLES then singles = SINGLES end
+    singles_at = now
   end
-  local body, flags = table.concat(part.parts), 0
-  local hidden = part.mask and part.mask(body) or body
-  if s.cards then hidden = mask_cards(hidden) end
-  if hidden ~= body then flags = MASKED end
-  if #hidden > part.max then hidden = sub(hidden, 1, part.max); flags = bor(flags, cut) end
-  b:put(K[name], bin(#hidden), hidden)
-  return flags
+  if singles < 1 then return false end
+  singles = singles - 1
+  return true
 end
 
-local function close(p)
-  if open[p.n] == p then
-    open[p.n] = nil
-    open_count = open_count - 1
-    open_bytes = open_bytes - p.size
-  end
-  p.done = true
-end
-
--- finish makes the event. r: the response's part, or nil.
-local function finish(h, p, r, now)
-  close(p)
-  local s, b, flags, n = p.s, ebuf, p.flags, 8
-  b:reset()
-  b:put(s.prefix, uint(p.ppm), K.n, uint(p.n), K.t, uint(p.t * 1000), K.te, uint((now > p.t and now - p.t or 0) * 1000))
-  b:put(K.src, str(#p.src), p.src)
-  if p.class then b:put(K.c, str(#p.class), p.class); n = n + 1 end
-  if p.peer then b:put(K.peer, str(#p.peer), p.peer); n = n + 1 end
-  if p.dst then b:put(K.dst, str(#p.dst), p.dst); n = n + 1 end
-  if p.proto then b:put(K.proto, str(#p.proto), p.proto); n = n + 1 end
-  if p.sni then b:put(K.sni, str(#p.sni), p.sni); n = n + 1 end
-  if p.tls then b:put(K.tls, str(#p.tls), p.tls); n = n + 1 end
-  if p.route then b:put(K.route, str(#p.route), p.route); n = n + 1 end
-  b:put(K.qh, p.qh)
-  if p.parts then flags = bor(flags, put_body(b, "qb", p, s, REQUEST_CUT)); n = n + 1 end
-  if p.len > 0 then b:put(K.qn, uint(p.len)); n = n + 1 end
-  if p.len > p.got then flags = bor(flags, REQUEST_CUT); count.cut_bytes = count.cut_bytes + p.len - p.got end
-  if p.qt then b:put(K.qt, p.qt); n = n + 1 end
-  if not p.qend then flags = bor(flags, REQUEST_OPEN) end
-  if r then
-    flags = bor(flags, r.flags)
-    b:put(K.th, uint((r.t > p.t and r.t - p.t or 0) * 1000), K.rh, r.rh); n = n + 2
-    if r.parts then flags = bor(flags, put_body(b, "rb", r, s, RESPONSE_CUT)); n = n + 1 end
-    if r.len > 0 then b:put(K.rn, uint(r.len)); n = n + 1 end
-    if r.len > r.got and band(r.flags, RESPONSE_SKIP) == 0 then flags = bor(flags, RESPONSE_CUT); count.cut_bytes = count.cut_bytes + r.len - r.got end
-    if r.rt then b:put(K.rt, r.rt); n = n + 1 end
-  else
-    flags = bor(flags, NO_RESPONSE)
-  end
-  b:put(K.f, uint(flags))
-  s.batch:put("\198", be32(#b + 3), "\222", be16(n), b)
-  count.mirrored = count.mirrored + 1
-  s.events = s.events + 1
-  if s.events == 1 then s.since = now end
-  if s.gone then flush(h, s, now) end -- send doesn't look at it any more
-end
-
--- send hands a batch over when it is full or old, when the last one was long
--- ago, or when no exchange is open whose end could do so later.
-local function send(h, now)
+local function send_all(h, now)
   local s, rest = settings, previous
   while s or rest do
     if not s then s, rest = rest, nil end
-    if s.events > 0 and (s.events >= BATCH_EVENTS or #s.batch >= BATCH_BYTES or open_count == 0
-        or now - s.since >= BATCH_MS or now - s.flushed >= BATCH_MS) then flush(h, s, now) end
+    if s.events > 0 and due(s, now) then flush(h, s, now) end
     s = s.next
   end
 end
 
--- sweep gives up on exchanges whose end never came (Lua has no hook for resets
--- and aborts), and on the oldest ones when there are too many.
+-- ------------------------------------------------------------------ exchanges
+
+-- An exchange from its request's header on, until its event is made. n is its
+-- number, 0 when it is none any more: whoever keeps one over a yield looks. q and
+-- r are request and response: encoded header lines (b, fields), the body's parts
+-- ([1] … [count], got bytes of len, at most max), trailers (t, tfields). Those
+-- that were used are used again, so that none of it is made for each exchange.
+local NS = "periscope"
+local ebuf = buffer.new(1024)
+local pool, pooled = {}, 0
+
+-- Exchanges by HTTP/1 are found by connection, local address and then peer's, as
+-- there is only one at a time on each; others by dynamic metadata, which costs
+-- four times as much.
+local H1 = { ["HTTP/1.1"] = true, ["HTTP/1.0"] = true }
+local connections, by_connection, by_id = {}, 0, 0
+
+local K = {}
+for _, k in ipairs({ "n", "c", "t", "tq", "th", "te", "src", "peer", "sni", "tls", "tsub", "tsan", "f", "qh", "qb", "qn", "qt", "rh", "rb", "rn", "rt" }) do K[k] = key(k) end
+
+local function bin(n)
+  if n < 256 then return char(0xc4, n) end
+  if n < 65536 then return char(0xc5, rshift(n, 8), band(n, 255)) end
+  return "\198" .. be32(n)
+end
+
+local function message() return { b = buffer.new(1024), fields = 0, count = 0, got = 0, len = 0, max = 0, mask = false, t = false, tfields = 0 } end
+
+local function clear(m)
+  for i = 1, m.count do m[i] = nil end
+  m.fields, m.count, m.got, m.len, m.max, m.mask, m.t, m.tfields = 0, 0, 0, 0, 0, false, false, 0
+end
+
+local function new_exchange()
+  if pooled == 0 then
+    return { n = 0, t = 0, th = 0, qend = false, s = false, class = false, src = "", peer = false, place = false, tls = false, tls_pairs = 0, flags = 0,
+      size = 0, head_bytes = 0, c = false, direct = "", connect = false, grpc = false, q = message(), r = message() }
+  end
+  local p = pool[pooled]
+  pool[pooled] = nil
+  pooled = pooled - 1
+  return p
+end
+
+-- close takes an exchange off the open ones.
+local function close(p)
+  open[p.n] = nil
+  open_count = open_count - 1
+  open_bytes = open_bytes - p.size
+  if p.c then
+    by_connection = by_connection - 1
+    if p.c[p.direct] == p then p.c[p.direct] = nil end
+  else
+    by_id = by_id - 1
+  end
+  p.n = 0
+end
+
+-- constants caches how the local address, protocol and route are encoded.
+local PLACES, places = {}, 0
+local function constants(dst, proto, route)
+  local by_proto = PLACES[dst]
+  local by_route = by_proto and by_proto[proto]
+  local e = by_route and by_route[route]
+  if e then return e end
+  e = pair("dst", dst) .. pair("proto", proto) .. pair("route", route)
+  if places < MAX_CACHE then
+    places = places + 1
+    by_proto = by_proto or {}
+    by_route = by_route or {}
+    PLACES[dst], by_proto[proto], by_route[route] = by_proto, by_route, e
+  end
+  return e
+end
+
+-- masked_body gives a body as it may leave, and flags.
+local function masked_body(m, s, cut)
+  local body, flags = table.concat(m, "", 1, m.count), 0
+  local hidden = m.mask and m.mask(body) or body
+  if s.cards then hidden = mask_cards(hidden) end
+  if hidden ~= body then flags = MASKED end
+  if #hidden > m.max then hidden = sub(hidden, 1, m.max); flags = bor(flags, cut) end
+  return hidden, flags
+end
+
+-- put_message puts what there is of a message behind its header into e, except
+-- for the body's bytes, and gives the number of pairs, flags, and those bytes if
+-- something had to be hidden.
+local function put_message(e, m, s, cut, kb, kn, kt)
+  local n, flags, body = 0, 0, nil
+  if m.len > 0 then
+    put(e, kn, uint(m.len))
+    n = 1
+    if m.len > m.got and m.max > 0 then flags = cut end
+  end
+  if m.t then put(e, kt, array(m.tfields), m.t); n = n + 1 end
+  if m.count > 0 then
+    n = n + 1
+    if m.mask or s.cards then
+      local f
+      body, f = masked_body(m, s, cut)
+      flags = bor(flags, f)
+    end
+  end
+  return n, flags, body
+end
+
+local function put_body(b, m, k, body)
+  if body then put(b, k, bin(#body), body)
+  elseif m.count > 0 then
+    put(b, k, bin(m.got))
+    for i = 1, m.count do put(b, m[i]) end
+  end
+end
+
+local function size(n) return n < 256 and n + 2 or n < 65536 and n + 3 or n + 5 end -- of n bytes as bin
+
+local last_t, last_t_encoded = -1, nil
+local function start(t)
+  if t ~= last_t then last_t, last_t_encoded = t, uint(t * 1000) end
+  return last_t_encoded
+end
+
+-- finish makes the event and puts it into its policy's batch. The exchange may
+-- not be used any more.
+local function finish(h, p, now)
+  local number = p.n
+  close(p)
+  local s, e, q, r, t, flags = p.s, ebuf, p.q, p.r, p.t, p.flags
+  reset(e)
+  put(e, p.class and s.spared or s.prefix, start(t), K.n, uint(number), K.src, STR[#p.src] or str(#p.src), p.src, p.place,
+    K.te, uint(now > t and (now - t) * 1000 or 0))
+  local n = 11 -- p, s, t, n, src, dst, proto, route, te, f, qh
+  if p.class then put(e, K.c, str(#p.class), p.class); n = n + 1 end
+  if p.peer then put(e, K.peer, str(#p.peer), p.peer); n = n + 1 end
+  if p.tls then put(e, p.tls); n = n + p.tls_pairs end
+  if p.qend then
+    if p.qend > t then put(e, K.tq, uint((p.qend - t) * 1000)); n = n + 1 end
+  else flags = bor(flags, REQUEST_OPEN) end
+  local pairs_q, flags_q, qbody = put_message(e, q, s, REQUEST_CUT, K.qb, K.qn, K.qt)
+  n, flags = n + pairs_q, bor(flags, flags_q)
+  if q.len > q.got then count.cut_bytes = count.cut_bytes + q.len - q.got; flags = bor(flags, REQUEST_CUT) end
+  local qh, rh, rbody = array(q.fields), nil, nil
+  if r.fields > 0 then
+    rh = array(r.fields)
+    put(e, K.th, uint(p.th > t and (p.th - t) * 1000 or 0))
+    local pairs_r, flags_r, b = put_message(e, r, s, RESPONSE_CUT, K.rb, K.rn, K.rt)
+    n, flags, rbody = n + pairs_r + 2, bor(flags, flags_r), b
+    if r.len > r.got and r.max > 0 then count.cut_bytes = count.cut_bytes + r.len - r.got end
+  else
+    flags = bor(flags, NO_RESPONSE)
+  end
+  put(e, K.f, uint(flags))
+  local bytes = 3 + #e + 3 + #qh + #q.b -- a map's header, keys of two letters
+  if q.count > 0 then bytes = bytes + 3 + size(qbody and #qbody or q.got) end
+  if rh then
+    bytes = bytes + 3 + #rh + #r.b
+    if r.count > 0 then bytes = bytes + 3 + size(rbody and #rbody or r.got) end
+  end
+  local b = s.batch
+  put(b, char(0xc6, rshift(bytes, 24), band(rshift(bytes, 16), 255), band(rshift(bytes, 8), 255), band(bytes, 255), 0xde, 0, n), e, K.qh, qh, q.b)
+  put_body(b, q, K.qb, qbody)
+  if rh then
+    put(b, K.rh, rh, r.b)
+    put_body(b, r, K.rb, rbody)
+  end
+  count.mirrored = count.mirrored + 1
+  s.events = s.events + 1
+  if s.events == 1 then s.since = now end
+  if pooled < MAX_POOL and p.head_bytes <= MAX_POOL_BYTES then
+    clear(q)
+    clear(r)
+    p.s, p.class, p.peer, p.tls, p.qend, p.c, p.place, p.grpc = false, false, false, false, false, false, false, false
+    pooled = pooled + 1
+    pool[pooled] = p
+  end
+  if s.gone then flush(h, s, now) -- send_all doesn't look at it any more
+  elseif settings.next or previous and previous.events > 0 then send_all(h, now)
+  elseif due(s, now) then flush(h, s, now) end
+end
+
+-- sweep ends exchanges whose end never came (Lua has no hook for resets and
+-- aborts), and the oldest ones when there are too many.
 local function sweep(h, now)
   while oldest <= number do
     local p = open[oldest]
@@ -830,61 +1007,114 @@ local function sweep(h, now)
       if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then count.evicted = count.evicted + 1
       elseif now - p.t > MAX_WAIT_MS then count.unfinished = count.unfinished + 1
       else return end
-      finish(h, p, nil, now)
+      if p.r.fields > 0 then p.flags = bor(p.flags, RESPONSE_OPEN) end
+      finish(h, p, now)
     end
     oldest = oldest + 1
   end
 end
 
-local function load_settings(h, md, now)
+-- look looks for new settings, does what is due, and says what was counted when
+-- nothing else has for long.
+local function look(h, now)
+  settings_at = now
+  local md = h:streamInfo():dynamicMetadata()
   local r = md:get("periscope.rev")
   r = r and r.r or embedded -- the text is its own digest
-  if r == settings_rev then return settings end
-  local t = md:get("periscope.settings")
-  t = t and t.s or embedded
-  local parsed = t and parse_sections(t) or nil
-  local s = previous
-  while s do flush(h, s, now); s.gone = true; s = s.next end
-  previous, settings_rev, settings = settings, r, parsed
-  return parsed
+  if r ~= settings_rev then
+    local t = md:get("periscope.settings")
+    t = t and t.s or embedded
+    local parsed = t and parse_sections(t) or nil
+    local s = previous
+    while s do
+      if s.events > 0 then flush(h, s, now) end
+      s.gone = true
+      s = s.next
+    end
+    previous, settings_rev, settings = settings, r, parsed
+  end
+  sweep(h, now)
+  send_all(h, now)
+  if told_at == 0 then told_at = now end
+  if settings and now - told_at >= TELL_MS and told ~= count.seen then flush(h, settings, now) end
 end
 
+local function names_of(list) -- an array of texts, encoded
+  local n = #list < 16 and #list or 15
+  local out = { char(0x90 + n) }
+  for i = 1, n do out[i + 1] = str(#list[i]) .. list[i] end
+  return table.concat(out)
+end
+
+-- tls_facts gives what the handshake told, encoded, and the number of pairs.
+local function tls_facts(si, ssl)
+  local out, n = pair("tls", ssl:tlsVersion() or ""), 1
+  local sni = si:requestedServerName()
+  if sni and sni ~= "" then out = out .. pair("sni", sni); n = n + 1 end
+  if ssl:peerCertificatePresented() then
+    local sans = ssl:uriSanPeerCertificate() or {}
+    for _, name in ipairs(ssl:dnsSansPeerCertificate() or {}) do sans[#sans + 1] = name end
+    out = out .. pair("tsub", ssl:subjectPeerCertificate() or "") .. K.tsan .. names_of(sans)
+    n = n + 2
+  end
+  return out, n
+end
+
+-- begin decides about a request, and copies its header. Gives the exchange when
+-- its body is to be followed.
 local function begin(h)
   local now = h:timestamp()
   count.seen = count.seen + 1
-  local si = h:streamInfo()
-  local md = si:dynamicMetadata()
-  local s = load_settings(h, md, now)
-  if oldest <= number then sweep(h, now) end
-  if not s or not (s.on or s.next) then count.off = count.off + 1; return send(h, now) end
-  local hs = h:headers()
+  if now - settings_at >= SETTINGS_MS or now < settings_at then look(h, now) end
+  local s = settings
+  if not s or not (s.on or s.next) then count.off = count.off + 1; return end
+  local hs
   if s.selective then
+    hs = h:headers()
     s = selects(s, clean_host(hs:get(":authority")), hs:get(":path") or "")
-    if not s then count.excluded = count.excluded + 1; return send(h, now) end
-    if not s.on then count.off = count.off + 1; return send(h, now) end
+    if not s then count.excluded = count.excluded + 1; return end
+    if not s.on then count.off = count.off + 1; return end
   end
-  local ppm, class = s.ppm, nil
-  if ppm < 1000000 then
-    class = s.always and class_of(s.always, hs:get(":method") or "", hs:get(":path") or "")
-    if class then ppm = 1000000
-    elseif random() * 1000000 >= ppm then count.sampled_out = count.sampled_out + 1; return send(h, now) end
+  local class
+  if s.ppm < 1000000 then
+    if s.always then
+      hs = hs or h:headers()
+      class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "")
+    end
+    if not class and random() * 1000000 >= s.ppm then count.sampled_out = count.sampled_out + 1; return end
   end
-  local qh, flags = encode_headers(hs, s)
+  if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then sweep(h, now) end
+  hs = hs or h:headers()
+  local si, p = h:streamInfo(), new_exchange()
+  local q, src, dst, proto = p.q, si:downstreamRemoteAddress() or "", si:downstreamLocalAddress() or "", si:protocol() or ""
+  local fields, bytes, flags = encode_headers(hs, s, q.b)
   number = number + 1
-  local src = si:downstreamRemoteAddress() or ""
-  local p = { s = s, n = number, t = now, ppm = ppm, class = class, qh = qh, flags = flags, got = 0, len = 0, size = #qh + 512, src = src,
-    dst = si:downstreamLocalAddress(), proto = si:protocol(), route = si:routeName() }
+  last_begin = now
+  p.n, p.t, p.s, p.class, p.src, p.flags, p.size, p.head_bytes, q.fields = number, now, s, class or false, src, flags, bytes + 2048, bytes, fields
+  p.place = constants(dst, proto, si:routeName() or "")
   local peer = si:downstreamDirectRemoteAddress()
   if peer ~= src then p.peer = peer end
   local ssl = si:downstreamSslConnection()
-  if ssl then p.tls = ssl:tlsVersion(); p.sni = si:requestedServerName() end
-  local ct = hs:get("content-type")
-  p.max = s.qmax > 0 and wants_type(s.qtypes, ct) and s.qmax or 0
-  p.max, p.mask, p.flags = body_mask(s, hs, ct, p.max, flags)
+  if ssl then p.tls, p.tls_pairs = tls_facts(si, ssl) end
+  p.connect = head.method == "CONNECT"
+  local max = s.qmax
+  if max > 0 and not type_of(s.qtypes, head.type).wanted then max = 0 end
+  q.max, q.mask, p.flags = body_mask(s, head.type, head.coding, max, flags)
   open[number] = p
   open_count = open_count + 1
   open_bytes = open_bytes + p.size
-  md:set(NS, "n", number)
+  if H1[proto] and find(peer or "", ":%d+$") then
+    local c = connections[dst]
+    if not c then c = {}; connections[dst] = c end
+    by_connection = by_connection + 1
+    p.c, p.direct = c, peer
+    local stale = c[peer]
+    c[peer] = p
+    if stale then count.unfinished = count.unfinished + 1; finish(h, stale, now) end
+  else
+    by_id = by_id + 1
+    si:dynamicMetadata():set(NS, "n", FIRST_ID + number)
+  end
   return p
 end
 
@@ -893,88 +1123,108 @@ local function failed(h, message)
   if count.errors <= 10 then h:logWarn("periscope: " .. tostring(message)) end
 end
 
-local function trailers(h, t, s)
-  local ok, encoded = pcall(encode_headers, t, s)
-  if ok then return encoded end
-  failed(h, encoded)
+local function trailers(h, m, s)
+  local t = h:trailers()
+  if not t then return end
+  m.tfields = encode_headers(t, s, scratch)
+  m.t = scratch:get()
 end
 
--- follow copies a body as it streams by, up to max bytes, into part, and gives
--- true at its end; false when the exchange's event has been made meanwhile.
-local function follow(h, p, part, max)
-  local got, parts = 0, nil
+-- follow copies a body as it streams by, and gives true at its end; false when
+-- the exchange's event has been made meanwhile.
+local function follow(h, p, m)
+  local n, max, chunks = p.n, m.max, 0
   for chunk in h:bodyChunks() do
-    if p.done then return false end
-    local n = chunk:length()
-    part.len = part.len + n
-    if got < max and n > 0 then
-      local take = got + n > max and max - got or n
-      if not parts then parts = {}; part.parts = parts end
-      parts[#parts + 1] = chunk:getBytes(0, take)
-      got = got + take
-      part.got = got
+    if p.n ~= n then return false end
+    local length, got = chunk:length(), m.got
+    m.len = m.len + length
+    if got < max and length > 0 then
+      local take = got + length > max and max - got or length
+      local i = m.count + 1
+      m.count, m[i], m.got = i, chunk:getBytes(0, take), got + take
       p.size = p.size + take
       open_bytes = open_bytes + take
     end
+    chunks = chunks + 1
+    if chunks % 16 == 0 then -- long bodies do what nobody else may come to do
+      local now = h:timestamp()
+      if now - settings_at >= BATCH_MS then look(h, now) end
+      if p.n == n and m == p.r and now - p.t > LONG_MS and (m.got >= max or p.grpc) then
+        p.flags = bor(p.flags, RESPONSE_OPEN)
+        finish(h, p, now)
+      end
+      if p.n ~= n then return false end
+    end
   end
-  return not p.done
+  return p.n == n
+end
+
+local function request(h)
+  local p = begin(h)
+  if not p then return end
+  if follow(h, p, p.q) then
+    local n = p.n
+    trailers(h, p.q, p.s)
+    if p.n == n then p.qend = p.q.len > 0 and h:timestamp() or p.t end
+  end
 end
 
 function envoy_on_request(h)
-  local ok, p = pcall(begin, h)
-  if not ok then return failed(h, p) end
-  if not p or not follow(h, p, p, p.max) then return end
-  p.qend = true
-  if p.len > 0 then
-    local t = h:trailers()
-    if t then p.qt = trailers(h, t, p.s) end
+  local ok, message = pcall(request, h)
+  if not ok then failed(h, message) end
+end
+
+-- exchange_of finds the exchange that a response belongs to.
+local function exchange_of(h)
+  local si = h:streamInfo()
+  if by_connection > 0 then
+    local c = connections[si:downstreamLocalAddress()]
+    local p = c and c[si:downstreamDirectRemoteAddress()]
+    if p then return p end
+  end
+  if by_id > 0 then
+    local md = si:dynamicMetadata():get(NS)
+    return md and open[md.n - FIRST_ID]
   end
 end
 
--- respond reads the response's headers. Gives the exchange and the response's
--- part when the body is to be followed.
-local function respond(h)
+local function content_length()
+  local n = tonumber(head.length or "") or 0
+  if n < 0 or n >= 9007199254740992 or n ~= floor(n) then return 0 end
+  return n
+end
+
+local function response(h)
   if open_count == 0 then return end
-  local md = h:streamInfo():dynamicMetadata():get(NS)
-  local p = md and open[md.n]
+  local p = exchange_of(h)
   if not p then return end
-  local now = h:timestamp()
-  local hs = h:headers()
-  local status = hs:get(":status") or ""
-  local ct = hs:get("content-type")
-  local rh, flags = encode_headers(hs, p.s)
-  local r = { t = now, rh = rh, flags = flags, got = 0, len = 0, max = p.s.rmax }
-  local kind = ct and lower(sub(ct, 1, 17)) or ""
-  if status == "101" or kind == "text/event-stream" or sub(kind, 1, 16) == "application/grpc" then
-    r.flags = bor(flags, STREAM)
-    finish(h, p, r, now)
-    send(h, now)
-  elseif r.max == 0 or not wants_type(p.s.rtypes, ct) then
-    r.flags = bor(flags, RESPONSE_SKIP)
-    r.len = tonumber(hs:get("content-length") or "") or 0
-    if r.len < 0 or r.len >= 9007199254740992 or r.len ~= floor(r.len) then r.len = 0 end
-    finish(h, p, r, now)
-    send(h, now)
-  else
-    r.max, r.mask, r.flags = body_mask(p.s, hs, ct, r.max, flags)
-    return p, r
+  local now, s, r = h:timestamp(), p.s, p.r
+  local fields, bytes, flags = encode_headers(h:headers(), s, r.b)
+  r.fields, p.th, p.flags, p.head_bytes = fields, now, bor(p.flags, flags), p.head_bytes + bytes
+  local t, status = type_of(s.rtypes, head.type), head.status
+  p.grpc = t.grpc
+  if status == "101" or t.events or p.connect and status and byte(status) == 50 then
+    p.flags = bor(p.flags, STREAM)
+    return finish(h, p, now)
   end
-end
-
-local function complete(h, p, r)
-  local now = h:timestamp()
-  finish(h, p, r, now)
-  send(h, now)
+  local max = s.rmax
+  if not t.grpc and (max == 0 or not t.wanted) then
+    p.flags = bor(p.flags, RESPONSE_SKIP)
+    r.len = content_length()
+    return finish(h, p, now)
+  end
+  r.max, r.mask, p.flags = body_mask(s, head.type, head.coding, t.wanted and max or 0, p.flags)
+  if follow(h, p, r) then
+    local n = p.n
+    trailers(h, r, s)
+    if p.n == n then finish(h, p, h:timestamp()) end
+  end
 end
 
 function envoy_on_response(h)
-  local ok, p, r = pcall(respond, h)
-  if not ok then return failed(h, p) end
-  if not r or not follow(h, p, r, r.max) then return end
-  if r.len > 0 then
-    local t = h:trailers()
-    if t then r.rt = trailers(h, t, p.s) end
+  local ok, message = pcall(response, h)
+  if not ok then
+    connections, by_connection = {}, by_connection -- none may be taken for the next exchange of its connection
+    failed(h, message)
   end
-  local done, message = pcall(complete, h, p, r)
-  if not done then failed(h, message) end
 end

@@ -66,16 +66,31 @@ local TESTED = {
     local function md(rev, text)
       return { get = function(_, ns) return ns == "periscope.rev" and { r = rev } or ns == "periscope.settings" and { s = text } or nil end }
     end
-    local function event(s, n) return { s = s, n = n, t = 1, ppm = 1, qh = "\146\161a\161b", src = "", flags = 0, got = 0, len = 0, size = 0 } end
-    local before = load_settings(h, md("1", a[1]), 1)
-    finish(h, event(before, 1), nil, 2)
-    local after = load_settings(h, md("2", a[2]), 3)
-    finish(h, event(before, 2), nil, 4)
-    finish(h, event(after, 3), nil, 5)
-    finish(h, event(before.next, 4), nil, 6)
-    load_settings(h, md("3", ""), 7)
-    finish(h, event(before, 5), nil, 8)
-    send(h, 9)
+    local function event(s, n)
+      local p = new_exchange()
+      p.n, p.s, p.t, p.place, p.qend = n, s, 1, constants("", "", ""), 1
+      p.q.fields = 2
+      reset(p.q.b)
+      put(p.q.b, "\161a\161b")
+      open[n] = p
+      open_count = open_count + 1
+      by_id = by_id + 1
+      return p
+    end
+    local function see(rev, text, now)
+      h.streamInfo = function() return { dynamicMetadata = function() return md(rev, text) end } end
+      look(h, now)
+      return settings
+    end
+    local before = see("1", a[1], 1)
+    local early, late, other, last = event(before, 1), event(before, 2), event(before.next, 4), event(before, 5)
+    finish(h, early, 2)
+    local after = see("2", a[2], 3)
+    finish(h, late, 4)
+    finish(h, event(after, 3), 5)
+    finish(h, other, 6)
+    see("3", "", 7)
+    finish(h, last, 8)
     return table.concat(sent, a[3])
   end,
   mask_json = function(a) return mask_json(a[1], json_names({ "", a[2], a[3] })) end,
@@ -86,17 +101,20 @@ local TESTED = {
     for i = 2, #a, 3 do
       local name, coding, v, hidden, masked = a[i], a[i + 1], a[i + 2], "", nil
       if find(name, "/", 1, true) then
-        local part = { got = #v, parts = { v }, flags = 0 }
-        part.max, part.mask, part.flags = body_mask(s, { get = function() return coding end }, name, 4 * #v + 100, 0)
-        masked = part.flags > 0
-        if part.max > 0 then
-          local b = { put = function(_, _, _, text) hidden = text or v end }
-          masked = band(put_body(b, "qb", part, s, REQUEST_CUT), MASKED) > 0
+        local m, flags, f = message(), 0, 0
+        m.count, m[1], m.got, m.len = 1, v, #v, #v
+        m.max, m.mask, flags = body_mask(s, name, coding, 4 * #v + 100, 0)
+        if m.max > 0 then
+          hidden = v
+          if m.mask or s.cards then hidden, f = masked_body(m, s, REQUEST_CUT) end
         end
+        masked = band(bor(flags, f), MASKED) > 0
       else
-        local hs, flags = encode_headers({ [name] = v }, s)
+        local b = buffer.new()
+        local _, _, flags = encode_headers({ [name] = v }, s, b)
+        local hs = b:get()
         masked = flags == MASKED
-        local at = 2 + #key(name)
+        local at = 1 + #key(name)
         local mark = byte(hs, at)
         at = at + (mark < 0xd9 and 1 or mark - 0xd7)
         hidden = sub(hs, at)
@@ -107,7 +125,7 @@ local TESTED = {
   end,
   uint = function(a) return uint(tonumber(a[1])) end,
   class = function(a) return tostring(class_of({ [a[1]] = true }, "GET", a[2])) end,
-  wants = function(a) return tostring(wants_type(parse_settings(a[1]).rtypes, a[2])) end,
+  wants = function(a) return tostring(type_of(parse_settings(a[1]).rtypes, a[2]).wanted) end,
 }
 function envoy_on_request(h)
   local name = string.sub(h:headers():get(":path"), 2)
@@ -342,7 +360,7 @@ func TestReplacedSettings(t *testing.T) {
 			got = append(got, fmt.Sprint(b.Header.PolicyRev, " ", e.Policy, " ", e.N))
 		}
 	}
-	want := []string{"r1 default/default 1", "r1 default/default 2", "other ns/other 4", "r1 default/default 5", "after ns/after 3"}
+	want := []string{"r1 default/default 1", "r1 default/default 2", "after ns/after 3", "other ns/other 4", "r1 default/default 5"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
