@@ -20,6 +20,7 @@ import (
 
 	"github.com/periscope-mesh/periscope/localweb"
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/node/accesslog"
 	"github.com/periscope-mesh/periscope/node/detect"
 	"github.com/periscope-mesh/periscope/node/ingest"
 	nodepolicy "github.com/periscope-mesh/periscope/node/policy"
@@ -108,6 +109,7 @@ type nodeConfig struct {
 // node is an analysis node:
 //
 //	gateways ─► [2] listener ─► [5] ingest ─► [4] ring ─► [6] analysis ─► [3] writer ─► [1] store
+//	                        └─► [5] access log ─┘
 //	control plane ─► [7] policies ─────────────────────────────┘
 //	control plane ◄─ [7] reports of what gateways run, from ingest
 //	operators ─► [8] admin: /live /ready /metrics /debug
@@ -120,6 +122,7 @@ type node struct {
 	listener net.Listener
 	writer   *store.Writer
 	handler  *ingest.Handler
+	log      *accesslog.Log
 	auth     ingest.Authenticator
 	analysis *analysis
 	engine   *detect.Engine
@@ -163,7 +166,11 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	// [4], [5]
 	ring := ingest.NewRing(4096, 64<<20)
 	n.auth = ingest.Trusting{}
-	n.handler, err = ingest.New(ingest.Config{Ring: ring, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
+	n.log, err = accesslog.New(accesslog.Config{Ring: ring, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
+	if err != nil {
+		return nil, err
+	}
+	n.handler, err = ingest.New(ingest.Config{Ring: ring, Joiner: n.log, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +229,7 @@ func (n *node) run(ctx context.Context) error {
 	writer, group := new(errgroup.Group), new(errgroup.Group)
 	writer.Go(func() error { return n.writer.Run(writing) })
 	group, ctx = errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(ctx, n.listener, ingest.Server(n.handler, n.cfg.logger)) })
+	group.Go(func() error { return serve(ctx, n.listener, ingest.Server(n, n.cfg.logger)) })
 	group.Go(func() error { return n.analysis.run(ctx, n.cfg.workers) })
 	group.Go(func() error { return n.policies.Run(ctx) })
 	group.Go(func() error { return n.reporter.Run(ctx) })
@@ -235,6 +242,15 @@ func (n *node) run(ctx context.Context) error {
 	err := group.Wait()
 	stopWriting()
 	return errors.Join(err, writer.Wait())
+}
+
+// ServeHTTP gives gateways' batches to ingest and their access logs to the log.
+func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == accesslog.Path {
+		n.log.ServeHTTP(w, r)
+		return
+	}
+	n.handler.ServeHTTP(w, r)
 }
 
 func (n *node) close() {

@@ -46,9 +46,15 @@ func (Trusting) Authenticate(_ *http.Request, claim string) (string, error) {
 
 func (Trusting) String() string { return "none: the gateway's own word is taken" }
 
+// Joiner adds to events what else is known of them.
+type Joiner interface {
+	Join(gateway string, b *event.Batch)
+}
+
 // Config of a Handler. Zero bounds take defaults.
 type Config struct {
-	Ring          *Ring // required
+	Ring          *Ring  // required
+	Joiner        Joiner // nil: nothing is added
 	Authenticator Authenticator
 	Logger        *slog.Logger
 	Registerer    prometheus.Registerer
@@ -180,6 +186,9 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 		return h.refuse(http.StatusUnauthorized, reasonAuthentication, "the gateway's identity could not be verified")
 	}
 	h.ledger.observe(gateway, &b.Header, received)
+	if h.cfg.Joiner != nil {
+		h.cfg.Joiner.Join(gateway, b)
+	}
 	a := answer{}
 	a.Accepted, a.Dropped = h.cfg.Ring.Push(b, gateway, received, len(body))
 	h.metrics.bytes.Add(float64(len(body)))
