@@ -41,6 +41,8 @@ const (
 	// digest with each request, and the settings only when the digest is new.
 	revisionNamespace = "periscope.rev"
 	settingsNamespace = "periscope.settings"
+	// And of the plugin: "vm" and "n" name an exchange that it copies.
+	pluginNamespace = "periscope"
 
 	routeConfig = "default"
 	statPrefix  = "periscope"

@@ -102,6 +102,10 @@ func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
 		Name:       "envoy.filters.http.router",
 		ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed},
 	})
+	logs, err := AccessLogs("")
+	if err != nil {
+		return nil, err
+	}
 	return &hcm.HttpConnectionManager{
 		StatPrefix: stat,
 		CodecType:  hcm.HttpConnectionManager_AUTO,
@@ -110,6 +114,7 @@ func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
 			RouteConfigName: routeConfig,
 		}},
 		HttpFilters:                filters,
+		AccessLog:                  logs,
 		UseRemoteAddress:           wrapperspb.Bool(true),
 		NormalizePath:              wrapperspb.Bool(false),
 		GenerateRequestId:          wrapperspb.Bool(false),

@@ -1,0 +1,416 @@
+package accesslog_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/net/http2"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/lua"
+	"github.com/periscope-mesh/periscope/node/accesslog"
+	"github.com/periscope-mesh/periscope/node/detect"
+	"github.com/periscope-mesh/periscope/node/ingest"
+	"github.com/periscope-mesh/periscope/policy"
+	"github.com/periscope-mesh/periscope/test/envoytest"
+	"github.com/periscope-mesh/periscope/xds/gateway"
+)
+
+// waitMS is how long the plugin here waits for a response; 30 s in its source.
+const waitMS = 400
+
+// rig is a real Envoy, with the filters and logs of a gateway, before an
+// upstream, and a node that is complete up to its ring.
+type rig struct {
+	t     *testing.T
+	front string
+	envoy *envoytest.Envoy
+	ring  *ingest.Ring
+	reg   *prometheus.Registry
+}
+
+type object = map[string]any
+
+// asObject writes a message as Envoy's configuration has it.
+func asObject(t *testing.T, m proto.Message) object {
+	t.Helper()
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out object
+	if err := json.Unmarshal(raw, &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// startNode gives a node's address.
+func startNode(t *testing.T, r *rig) string {
+	t.Helper()
+	r.ring, r.reg = ingest.NewRing(4096, 64<<20), prometheus.NewRegistry()
+	log, err := accesslog.New(accesslog.Config{Ring: r.ring, Authenticator: ingest.Trusting{}, Registerer: r.reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := ingest.New(ingest.Config{Ring: r.ring, Joiner: log, Authenticator: ingest.Trusting{}, Registerer: r.reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := ingest.Server(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == accesslog.Path {
+			log.ServeHTTP(w, q)
+			return
+		}
+		events.ServeHTTP(w, q)
+	}), slog.New(slog.DiscardHandler))
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close(); <-done })
+	return l.Addr().String()
+}
+
+func serveUpstream(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case "/reset":
+		panic(http.ErrAbortHandler)
+	case "/half":
+		w.Header().Set("Content-Length", "10")
+		_, _ = w.Write([]byte("abc"))
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	case "/slow", "/timeout":
+		select {
+		case <-r.Context().Done():
+		case <-time.After(5 * time.Second):
+		}
+	}
+	_, _ = io.Copy(io.Discard, r.Body)
+}
+
+func socketOf(addr string) object {
+	host, port, _ := net.SplitHostPort(addr)
+	return object{"socket_address": object{"address": host, "port_value": json.Number(port)}}
+}
+
+// start runs Envoy; node is the address of a node, percent the policy's share.
+func start(t *testing.T, r *rig, node string, percent int) {
+	t.Helper()
+	up := httptest.NewServer(http.HandlerFunc(serveUpstream))
+	t.Cleanup(up.Close)
+	r.t, r.front = t, envoytest.FreeAddr(t)
+	settings, err := gateway.SettingsExtension(mirror.Settings{
+		Gateway: "ns/gw", PolicyID: "ns/policy", PolicyRev: "r1", SharePPM: percent * 10_000, Mode: policy.ModeMonitor,
+		Response: policy.BodyLimit{MaxBytes: 4096, ContentTypes: []string{"*/*"}},
+	}.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := strings.Replace(lua.Embedded().Code, "MAX_WAIT_MS = 30000", "MAX_WAIT_MS = "+strconv.Itoa(waitMS), 1)
+	if !strings.Contains(code, `md:set(NS, "vm", VM)`) {
+		code = strings.Replace(code, `md:set(NS, "n", number)`, `md:set(NS, "n", number); md:set(NS, "vm", VM)`, 1)
+	}
+	plugin, err := gateway.PluginExtension(code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, err := gateway.AccessLogs("ns/gw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, port, _ := net.SplitHostPort(node)
+	n, _ := strconv.Atoi(port)
+	cluster, err := gateway.FixedMirrorCluster([]mirror.Endpoint{{Host: host, Port: n}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	static := func(name string, endpoints ...string) object {
+		var list []any
+		for _, e := range endpoints {
+			list = append(list, object{"endpoint": object{"address": socketOf(e)}})
+		}
+		return object{"name": name, "type": "STATIC", "connect_timeout": "0.25s",
+			"load_assignment": object{"cluster_name": name, "endpoints": []any{object{"lb_endpoints": list}}}}
+	}
+	route := func(prefix, cluster, timeout string) object {
+		return object{"match": object{"prefix": prefix}, "route": object{"cluster": cluster, "timeout": timeout}}
+	}
+	r.envoy = envoytest.Start(t, object{
+		"node": object{"id": "test", "cluster": "test"},
+		"static_resources": object{
+			"listeners": []any{object{"name": "http", "address": socketOf(r.front), "filter_chains": []any{object{"filters": []any{object{
+				"name": "hcm", "typed_config": object{
+					"@type":       "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+					"stat_prefix": "http", "use_remote_address": true, "generate_request_id": false,
+					"request_headers_timeout": "0.5s", "normalize_path": true,
+					"access_log": []any{asObject(t, logs[0]), asObject(t, logs[1])},
+					"http_filters": []any{
+						object{"name": "settings", "typed_config": asObject(t, settings.GetTypedConfig())},
+						object{"name": "plugin", "typed_config": asObject(t, plugin.GetTypedConfig())},
+						object{"name": "router", "typed_config": object{"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}},
+					},
+					"route_config": object{"virtual_hosts": []any{object{"name": "v", "domains": []any{"a"}, "routes": []any{
+						route("/dead", "dead", "0s"), route("/none", "none", "0s"), route("/timeout", "upstream", "0.1s"), route("/", "upstream", "0s"),
+					}}}},
+				}}}}}}},
+			"clusters": []any{asObject(t, cluster), static("upstream", strings.TrimPrefix(up.URL, "http://")), static("dead", "127.0.0.1:1"), static("none")},
+		},
+	})
+}
+
+// send writes bytes to the gateway, and gives the first line of the answer; it
+// goes away after so long.
+func (r *rig) send(data string, stay time.Duration) string {
+	r.t.Helper()
+	c, err := net.Dial("tcp", r.front)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(stay))
+	_, _ = io.WriteString(c, data)
+	line, _ := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSpace(line)
+}
+
+// next gives the next exchange at the node.
+func (r *rig) next() (ingest.Exchange, bool) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	defer cancel()
+	return r.ring.Pop(ctx)
+}
+
+func header(fields []event.Field, name string) string {
+	for _, f := range fields {
+		if string(f.Name) == name {
+			return string(f.Value)
+		}
+	}
+	return ""
+}
+
+const host = "Host: a\r\n"
+
+// frames writes HTTP/2 frames behind the preface.
+func frames(send func(*http2.Framer)) string {
+	var b bytes.Buffer
+	b.WriteString(http2.ClientPreface)
+	f := http2.NewFramer(&b, nil)
+	_ = f.WriteSettings()
+	send(f)
+	return b.String()
+}
+
+// block encodes header lines as literals, without HPACK's tables.
+func block(lines ...string) []byte {
+	var out []byte
+	for i := 0; i < len(lines); i += 2 {
+		out = append(append(append(append(out, 0, byte(len(lines[i]))), lines[i]...), byte(len(lines[i+1]))), lines[i+1]...)
+	}
+	return out
+}
+
+func request(f *http2.Framer, end bool, more ...string) {
+	lines := append([]string{":method", "GET", ":scheme", "http", ":path", "/h2", ":authority", "a"}, more...)
+	_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(lines...), EndStream: end, EndHeaders: true})
+}
+
+// What Envoy refuses before any filter is an event of its own.
+func TestUnseen(t *testing.T) {
+	r := &rig{}
+	start(t, r, startNode(t, r), 100)
+	engine, err := detect.New(detect.Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = engine.Close() })
+	for _, tc := range []struct {
+		name, data    string
+		status        string // empty: the client gets none
+		flags, detail string
+		path          string
+	}{
+		{"method", "GE@T /x HTTP/1.1\r\n" + host + "\r\n", "400", "DPE", "http1.codec_error", ""},
+		{"not HTTP", "\x16\x03\x01nothing\r\n\r\n", "400", "DPE", "http1.codec_error", ""},
+		{"bytes of the path", "GET /\xff\xfe HTTP/1.1\r\n" + host + "\r\n", "400", "DPE", "http1.codec_error", ""},
+		{"NUL in a header", "GET /x HTTP/1.1\r\n" + host + "X: a\x00b\r\n\r\n", "400", "DPE", "http1.invalid_characters", ""},
+		{"name of a header", "GET /x HTTP/1.1\r\n" + host + "X y: a\r\n\r\n", "400", "DPE", "http1.codec_error", ""},
+		{"large headers", "GET /x HTTP/1.1\r\n" + host + "X: " + strings.Repeat("a", 70000) + "\r\n\r\n", "431", "DPE", "http1.headers_too_large", ""},
+		{"many headers", "GET /x HTTP/1.1\r\n" + host + strings.Repeat("X: a\r\n", 150) + "\r\n", "431", "DPE", "http1.too_many_headers", ""},
+		{"length and chunks", "POST /x HTTP/1.1\r\n" + host + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400", "DPE", "http1.content_length_and_chunked_not_allowed", ""},
+		{"two lengths", "POST /x HTTP/1.1\r\n" + host + "Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcd", "400", "DPE", "http1.codec_error", ""},
+		{"transfer encoding", "POST /x HTTP/1.1\r\n" + host + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", "501", "DPE", "http1.invalid_transfer_encoding", ""},
+		{"HTTP/1.0", "GET /x HTTP/1.0\r\n\r\n", "426", "DPE", "low_version", ""},
+		{"target", "GET http:///x HTTP/1.1\r\n" + host + "\r\n", "400", "DPE", "http1.invalid_url", ""},
+		{"no host", "GET /x?q=%27%20or%201=1-- HTTP/1.1\r\nUser-Agent: \xff\xfe\r\nReferer: http://r\r\n\r\n", "400", "", "missing_host_header", "/x?q=%27%20or%201=1--"},
+		{"path that can't be normalised", "GET /%00x HTTP/1.1\r\n" + host + "\r\n", "400", "", "path_normalization_failed", "/%00x"},
+		{"upgrade", "GET /x HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: other\r\n\r\n", "403", "", "upgrade_failed", "/x"},
+		{"headers that do not end", "GET /x HTTP/1.1\r\n" + host + "X: ", "408", "", "request_header_timeout", ""},
+		{"h2, capital letter", frames(func(f *http2.Framer) { request(f, true, "X-Up", "a") }), "", "DPE", "http2.invalid.header.field", ""},
+		{"h2, line break", frames(func(f *http2.Framer) { request(f, true, "x", "a\r\nb: c") }), "", "DPE", "http2.invalid.header.field", ""},
+		{"h2, connection header", frames(func(f *http2.Framer) { request(f, true, "connection", "close") }), "", "DPE", "http2.invalid.header.field", ""},
+		{"h2, HPACK", frames(func(f *http2.Framer) {
+			_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: bytes.Repeat([]byte{0xff}, 6), EndStream: true, EndHeaders: true})
+		}), "", "DPE", "codec_error", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			answer := r.send(tc.data, 2*time.Second)
+			if tc.status != "" && !strings.Contains(answer, tc.status) {
+				t.Errorf("the client got %q", answer)
+			}
+			x, ok := r.next()
+			if !ok {
+				t.Fatal("no event")
+			}
+			defer x.Done()
+			e := x.Event
+			if x.Gateway != "ns/gw" || e.Flags&event.FlagLogOnly == 0 || (e.Flags&event.FlagNoResponse != 0) != (tc.status == "") ||
+				header(e.Response.Headers, ":status") != tc.status || e.ResponseFlags != tc.flags || !strings.HasPrefix(e.ResponseDetails, tc.detail) ||
+				header(e.Request.Headers, ":path") != tc.path {
+				t.Errorf("event %+v, request %s, response %s", e, e.Request.Headers, e.Response.Headers)
+			}
+			if host, _, err := net.SplitHostPort(e.Source); err != nil || host != "127.0.0.1" {
+				t.Errorf("client %q", e.Source)
+			}
+			if at := time.UnixMicro(int64(e.StartUS)); time.Since(at) > time.Minute || time.Until(at) > time.Minute {
+				t.Errorf("it started at %v", at)
+			}
+			res, err := engine.Inspect(&detect.Input{Event: e, Gateway: x.Gateway, VM: x.Header.VM, Received: x.Received})
+			if attack := strings.Contains(tc.path, "%27"); err != nil || attack != (len(res.Hits) > 0) {
+				t.Errorf("inspected: %d hits, %v", len(res.Hits), err)
+			}
+			if tc.name == "no host" && (header(e.Request.Headers, "user-agent") != "\xff\xfe" || header(e.Request.Headers, "referer") != "http://r") {
+				t.Errorf("headers %s", e.Request.Headers)
+			}
+		})
+	}
+	// Envoy has no stream to log for this one, and only counts it.
+	before := r.envoy.Stat("http.http.downstream_cx_protocol_error")
+	r.send(frames(func(f *http2.Framer) { _ = f.WriteData(1, true, []byte("x")) }), time.Second)
+	envoytest.Eventually(t, 5*time.Second, "Envoy counts an error of the connection", func() bool {
+		return r.envoy.Stat("http.http.downstream_cx_protocol_error") == before+1
+	})
+	got := entries(t, r.reg)
+	if len(got) != 1 || got["event"] != 20 || r.ring.Len() != 0 {
+		t.Errorf("entries %v, %d in the ring", got, r.ring.Len())
+	}
+}
+
+// How an exchange ended that the plugin has copied comes to its event.
+func TestCopied(t *testing.T) {
+	r := &rig{}
+	start(t, r, startNode(t, r), 100)
+	for _, tc := range []struct {
+		name, data    string
+		stay          time.Duration
+		status        string // empty: the plugin saw none
+		flags, detail string
+	}{
+		{"abort before the response", "GET /slow HTTP/1.1\r\n" + host + "\r\n", 50 * time.Millisecond, "", "DC", "downstream_remote_disconnect"},
+		{"abort in the request", "POST /x HTTP/1.1\r\n" + host + "Content-Length: 9\r\n\r\nabc", 50 * time.Millisecond, "", "DC", "downstream_remote_disconnect"},
+		{"response that ends early", "GET /half HTTP/1.1\r\n" + host + "\r\n", time.Second, "", "UPE", "upstream_reset_after_response_started{protocol_error}"},
+		{"chunks", "POST /x HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n", time.Second, "400", "DPE", "http1.codec_error"},
+		{"upstream resets", "GET /reset HTTP/1.1\r\n" + host + "\r\n", time.Second, "503", "UC", "upstream_reset_before_response_started{connection_termination}"},
+		{"upstream is late", "GET /timeout HTTP/1.1\r\n" + host + "\r\n", time.Second, "504", "UT", "response_timeout"},
+		{"upstream refuses", "GET /dead HTTP/1.1\r\n" + host + "\r\n", time.Second, "503", "UF", "upstream_reset_before_response_started{remote_connection_failure"},
+		{"no upstream", "GET /none HTTP/1.1\r\n" + host + "\r\n", time.Second, "503", "UH", "no_healthy_upstream"},
+		{"no route", "GET /x HTTP/1.1\r\nHost: b\r\n\r\n", time.Second, "404", "NR", "route_not_found"},
+		{"h2, reset", frames(func(f *http2.Framer) { request(f, false); _ = f.WriteRSTStream(1, http2.ErrCodeCancel) }), 200 * time.Millisecond, "", "DR", "http2.remote_reset"},
+		{"h2, length", frames(func(f *http2.Framer) {
+			request(f, false, "content-length", "3")
+			_ = f.WriteData(1, true, []byte("abcdef"))
+		}), 200 * time.Millisecond, "", "DPE", "http2.remote_reset"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before := entries(t, r.reg)
+			r.send(tc.data, tc.stay)
+			// The plugin gives up on it with the first exchange after its wait.
+			for deadline := time.Now().Add(waitMS*time.Millisecond + 100*time.Millisecond); r.ring.Len() == 0 && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond)
+			}
+			if got := r.send("GET /ok HTTP/1.1\r\n"+host+"\r\n", time.Second); !strings.Contains(got, "200") {
+				t.Fatalf("after it: %q", got)
+			}
+			var x ingest.Exchange
+			for of := map[bool]bool{}; !of[true] || !of[false]; {
+				next, ok := r.next()
+				if !ok {
+					t.Fatalf("no event; %v", entries(t, r.reg))
+				}
+				defer next.Done()
+				after := header(next.Event.Request.Headers, ":path") == "/ok"
+				if of[after] = true; !after {
+					x = next
+				}
+			}
+			e := x.Event
+			if header(e.Response.Headers, ":status") != tc.status || (e.Flags&event.FlagNoResponse != 0) != (tc.status == "") || e.Flags&event.FlagLogOnly != 0 {
+				t.Errorf("event %+v, response %s", e, e.Response.Headers)
+			}
+			var after map[string]float64
+			envoytest.Eventually(t, 5*time.Second, "the entry has come", func() bool {
+				after = entries(t, r.reg)
+				return after["joined"]+after["joined_late"] == before["joined"]+before["joined_late"]+1
+			})
+			// An answer of Envoy's own goes to the node at once, on an idle gateway.
+			if tc.status == "" && (after["joined"] != before["joined"]+1 || e.ResponseFlags != tc.flags || !strings.HasPrefix(e.ResponseDetails, tc.detail)) {
+				t.Errorf("results %v, flags %q, details %q", after, e.ResponseFlags, e.ResponseDetails)
+			}
+			if e.EndUS > 5_000_000 {
+				t.Errorf("it ended after %d µs", e.EndUS)
+			}
+		})
+	}
+	if got := entries(t, r.reg); got["event"] != 0 || got["malformed"] != 0 {
+		t.Errorf("entries %v", got)
+	}
+}
+
+// What the plugin can know all about is not logged; nor is what the policy
+// leaves out, however it ends.
+func TestNothingLogged(t *testing.T) {
+	for _, percent := range []int{100, 0} {
+		t.Run(fmt.Sprint(percent), func(t *testing.T) {
+			r := &rig{}
+			start(t, r, startNode(t, r), percent)
+			for range 20 {
+				if got := r.send("GET /x HTTP/1.1\r\n"+host+"\r\n", time.Second); !strings.Contains(got, "200") {
+					t.Fatal(got)
+				}
+			}
+			if percent == 0 {
+				r.send("GET /none HTTP/1.1\r\n"+host+"\r\n", time.Second)
+				r.send("GET /slow HTTP/1.1\r\n"+host+"\r\n", 50*time.Millisecond)
+			}
+			// This one is, and comes after whatever else would be.
+			r.send("GE@T /x HTTP/1.1\r\n\r\n", time.Second)
+			envoytest.Eventually(t, 5*time.Second, "the refused request comes", func() bool { return entries(t, r.reg)["event"] == 1 })
+			if got := entries(t, r.reg); len(got) != 1 {
+				t.Errorf("entries %v", got)
+			}
+			if n := r.envoy.Stat("access_logs.open_telemetry_access_log.periscope.logs_written"); n != 1 {
+				t.Errorf("%d entries written", n)
+			}
+		})
+	}
+}
