@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"fmt"
 
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	networking "istio.io/api/networking/v1alpha3"
 
@@ -49,6 +52,10 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	if err != nil {
 		return nil, err
 	}
+	logs, err := accessLogPatch(gw.ID())
+	if err != nil {
+		return nil, err
+	}
 	code, err := b.pluginPatch(plugin)
 	if err != nil {
 		return nil, err
@@ -78,7 +85,7 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	}
 	return []resource{
 		envoyFilter("-plugin", map[string]string{gatewayNote: clean(gw.ID()), pluginNote: clean(plugin.Version)},
-			append(patches[:len(patches):len(patches)], code, cluster)...),
+			append(patches[:len(patches):len(patches)], logs, code, cluster)...),
 		envoyFilter("-settings", map[string]string{gatewayNote: clean(gw.ID()), policyNote: clean(g.PolicyIDs()), policyRevNote: revisions(g)}, settings),
 	}, nil
 }
@@ -103,6 +110,20 @@ func (b *builder) filterPatches() ([]*networking.EnvoyFilter_EnvoyConfigObjectPa
 		b.filters = append(b.filters, p)
 	}
 	return b.filters, nil
+}
+
+// accessLogPatch adds our access logs to those that there are.
+func accessLogPatch(id string) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	logs, err := gateway.AccessLogs(id)
+	if err != nil {
+		return nil, err
+	}
+	typed, err := anypb.New(&hcm.HttpConnectionManager{AccessLog: logs})
+	if err != nil {
+		return nil, err
+	}
+	return patch(networking.EnvoyFilter_NETWORK_FILTER, networking.EnvoyFilter_Patch_MERGE,
+		&listener.Filter{Name: connectionManager, ConfigType: &listener.Filter_TypedConfig{TypedConfig: typed}})
 }
 
 func (b *builder) pluginPatch(plugin Plugin) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
@@ -144,7 +165,7 @@ func patch(to networking.EnvoyFilter_ApplyTo, op networking.EnvoyFilter_Patch_Op
 		return nil, err
 	}
 	match := &networking.EnvoyFilter_EnvoyConfigObjectMatch{Context: networking.EnvoyFilter_GATEWAY}
-	if to == networking.EnvoyFilter_HTTP_FILTER {
+	if to == networking.EnvoyFilter_HTTP_FILTER || to == networking.EnvoyFilter_NETWORK_FILTER {
 		match.ObjectTypes = &networking.EnvoyFilter_EnvoyConfigObjectMatch_Listener{Listener: &networking.EnvoyFilter_ListenerMatch{
 			FilterChain: &networking.EnvoyFilter_ListenerMatch_FilterChainMatch{
 				Filter: &networking.EnvoyFilter_ListenerMatch_FilterMatch{Name: connectionManager},

@@ -19,11 +19,13 @@ import (
 	"github.com/periscope-mesh/periscope/xds/mcp"
 )
 
-// collector is an analysis node that keeps the headers of batches.
+// collector is an analysis node that keeps the headers of batches, and access
+// logs.
 type collector struct {
 	t       *testing.T
 	mu      sync.Mutex
 	headers []event.Header
+	logs    []*event.Log
 }
 
 func startCollector(t *testing.T) (*collector, mirror.Endpoint) {
@@ -45,6 +47,17 @@ func startCollector(t *testing.T) (*collector, mirror.Endpoint) {
 func (c *collector) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
+		return
+	}
+	if r.URL.Path == event.LogPath {
+		log, err := event.DecodeLog(body[5:], event.DefaultLimits()) // behind gRPC's head of a message
+		if err != nil {
+			c.t.Error(err)
+			return
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.logs = append(c.logs, log)
 		return
 	}
 	b, err := event.Decode(body, event.DefaultLimits())
@@ -93,7 +106,12 @@ func TestRealIstiod(t *testing.T) {
 	front := envoytest.FreeAddr(t)
 	_, port, _ := net.SplitHostPort(front)
 	_, upstreamPort, _ := net.SplitHostPort(strings.TrimPrefix(upstream.URL, "http://"))
-	cluster.Apply(t, kubetest.WebGateway("istio-ingress", "public", port, upstreamPort))
+	cluster.Apply(t, kubetest.WebGateway("istio-ingress", "public", port, upstreamPort)+`---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: own, namespace: istio-ingress}
+spec: {accessLogging: [{providers: [{name: envoy}]}]}
+`)
 	i := kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: cluster, Sources: []string{"xds://" + address}})
 	gateway := kubetest.StartRouter(t, kubetest.RouterConfig{XDS: i.GRPC, Name: "public-0", Namespace: "istio-ingress", IP: "127.0.0.9", Labels: map[string]string{"istio": "public"}})
 
@@ -134,6 +152,8 @@ func TestRealIstiod(t *testing.T) {
 	}
 	mirrors("the edit is taken back", publish(mcp.FormEnvoyFilter, 100))
 
+	checkAccessLog(t, node, gateway, front)
+
 	inline := publish(mcp.FormTrafficExtension, 99)
 	mirrors("TrafficExtension mirrors", inline)
 	// Dots stand for what would mean something else in a pattern.
@@ -143,5 +163,41 @@ func TestRealIstiod(t *testing.T) {
 	mirrors("an edit inline is in force", publish(mcp.FormTrafficExtension, 98))
 	if n := gateway.Stat("listener_manager.listener_modified"); n <= listeners {
 		t.Error("the listener is as it was")
+	}
+}
+
+// checkAccessLog tells whether what Envoy refuses comes to the node, and the
+// user's own access log is there beside ours.
+func checkAccessLog(t *testing.T, node *collector, gateway *envoytest.Envoy, front string) {
+	t.Helper()
+	c, err := net.Dial("tcp", front)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GE@T / HTTP/1.1\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	envoytest.Eventually(t, 10*time.Second, "a refused request is logged", func() bool {
+		node.mu.Lock()
+		defer node.mu.Unlock()
+		return len(node.logs) > 0
+	})
+	node.mu.Lock()
+	defer node.mu.Unlock()
+	if l := node.logs[0]; len(node.logs) != 1 || l.Gateway != "istio-ingress/public" || len(l.Entries) != 1 || l.Entries[0].ResponseFlags != "DPE" {
+		t.Errorf("%d logs, the first %+v", len(node.logs), l)
+	}
+	res, err := http.Get("http://" + gateway.Admin + "/config_dump?resource=dynamic_listeners")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	dump, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own, ours := strings.Count(string(dump), `"envoy.access_loggers.file"`), strings.Count(string(dump), `"envoy.access_loggers.open_telemetry"`); own == 0 || ours != 2 {
+		t.Errorf("%d access logs of the user's, %d of ours", own, ours)
 	}
 }

@@ -141,6 +141,7 @@ func TestSnapshotEnvoyFilter(t *testing.T) {
 	}
 	want := []string{
 		"HTTP_FILTER INSERT_FIRST periscope.mirror", "HTTP_FILTER INSERT_FIRST periscope.settings", // the later stands first
+		"NETWORK_FILTER MERGE envoy.filters.network.http_connection_manager",
 		"EXTENSION_CONFIG ADD periscope.mirror", "CLUSTER ADD periscope_mirror",
 	}
 	if d := cmp.Diff(want, patches); d != "" {
