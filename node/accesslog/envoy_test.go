@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -413,4 +414,75 @@ func TestNothingLogged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// flood sends so many requests that Envoy refuses, over connections of their own.
+func (r *rig) flood(count int) {
+	r.t.Helper()
+	var wg sync.WaitGroup
+	work := make(chan struct{}, count)
+	for range count {
+		work <- struct{}{}
+	}
+	close(work)
+	for range 8 {
+		wg.Go(func() {
+			for range work {
+				r.send("GE@T /x HTTP/1.1\r\n\r\n", time.Second)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A node that is gone, or takes nothing in, costs users nothing and Envoy no
+// memory to speak of: what it can't send it drops, and counts.
+func TestBadNode(t *testing.T) {
+	for name, node := range map[string]func(t *testing.T) string{
+		"gone": func(t *testing.T) string { return envoytest.FreeAddr(t) },
+		"stalled": func(t *testing.T) string {
+			l, err := net.Listen("tcp", "127.0.0.1:0") // nobody accepts: the kernel does, and reads nothing
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			return l.Addr().String()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &rig{}
+			start(t, r, node(t), 100)
+			r.flood(200)
+			before := r.memory()
+			r.flood(2000)
+			for range 50 {
+				if got := r.send("GET /x HTTP/1.1\r\n"+host+"\r\n", time.Second); !strings.Contains(got, "200") {
+					t.Fatalf("a user got %q", got)
+				}
+			}
+			if grown := r.memory() - before; grown > 8<<20 {
+				t.Errorf("Envoy holds %d bytes more", grown)
+			}
+			envoytest.Eventually(t, 10*time.Second, "all entries are dropped and counted, and no call is left", func() bool {
+				return r.envoy.Stat("access_logs.open_telemetry_access_log.periscope.logs_dropped") == 2200 && r.envoy.Stat("cluster.periscope_mirror.upstream_rq_active") == 0
+			})
+		})
+	}
+}
+
+// memory is what Envoy has allocated, in bytes.
+func (r *rig) memory() int {
+	r.t.Helper()
+	res, err := http.Get("http://" + r.envoy.Admin + "/memory")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var m struct {
+		Allocated int `json:"allocated,string"`
+	}
+	if err := json.NewDecoder(res.Body).Decode(&m); err != nil {
+		r.t.Fatal(err)
+	}
+	return m.Allocated
 }

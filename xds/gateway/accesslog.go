@@ -18,9 +18,8 @@ import (
 const (
 	// A log entry should be at the node before its exchange's event, which may
 	// wait 100 ms for its batch; calls are few all the same.
-	logFlush   = 50 * time.Millisecond
-	logBytes   = 16 << 10
-	logTimeout = time.Second
+	logFlush = 50 * time.Millisecond
+	logBytes = 64 << 10
 )
 
 // AccessLogs tell nodes of what the plugin cannot know, in two logs with
@@ -67,7 +66,6 @@ func logConfig(gateway string, fields []event.LogField) *otellog.OpenTelemetryAc
 			TransportApiVersion: core.ApiVersion_V3,
 			GrpcService: &core.GrpcService{
 				TargetSpecifier: &core.GrpcService_EnvoyGrpc_{EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: MirrorCluster}},
-				Timeout:         durationpb.New(logTimeout),
 			},
 			BufferFlushInterval: durationpb.New(logFlush),
 			BufferSizeBytes:     wrapperspb.UInt32(logBytes),

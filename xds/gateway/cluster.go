@@ -29,6 +29,10 @@ const (
 	MirrorMaxPending     = 32
 	MirrorMaxConnections = 16
 	mirrorBufferBytes    = 1 << 20
+	// The plugin's calls have a time-out of a second. The access log's have none,
+	// whatever its gRPC service says (Envoy 1.40): without this, those to a node
+	// that stalls would stay, and take all of the requests above.
+	mirrorMaxDuration = 1500 * time.Millisecond
 
 	// A node that fails so often in a row is left out for a while; at most half
 	// of the nodes are, so never the only one.
@@ -153,6 +157,7 @@ func FixedMirrorCluster(nodes []mirror.Endpoint) (*cluster.Cluster, error) {
 // retried: the plugin's calls carry no retry policy.
 func mirrorCluster() (*cluster.Cluster, error) {
 	options, err := httpOptions(&upstreamhttp.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxStreamDuration: durationpb.New(mirrorMaxDuration)},
 		UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}},
 		}},
