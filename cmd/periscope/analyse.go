@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/node/detect"
 	"github.com/periscope-mesh/periscope/node/ingest"
 	nodepolicy "github.com/periscope-mesh/periscope/node/policy"
@@ -71,7 +72,10 @@ func (a *analysis) lowerPriority() {
 func (a *analysis) inspect(x ingest.Exchange) {
 	defer x.Done()
 	a.delay.Observe(time.Since(x.Received).Seconds())
-	p, _ := a.policies.Lookup(x.Header.PolicyRev, x.Event.Policy)
+	p := nodepolicy.Policy{Paranoia: 1}
+	if x.Event.Flags&event.FlagLogOnly == 0 { // else it is of no policy
+		p, _ = a.policies.Lookup(x.Header.PolicyRev, x.Event.Policy)
+	}
 	exclusions := make([]detect.Exclusion, len(p.Exclusions))
 	for i, e := range p.Exclusions {
 		exclusions[i] = detect.Exclusion(e)

@@ -166,7 +166,7 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	// [4], [5]
 	ring := ingest.NewRing(4096, 64<<20)
 	n.auth = ingest.Trusting{}
-	n.log, err = accesslog.New(accesslog.Config{Ring: ring, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
+	n.log, err = accesslog.New(accesslog.Config{Ring: ring, Authenticator: n.auth, Mirrors: func() bool { return n.policies.Mirrors() }, Logger: cfg.logger, Registerer: n.registry})
 	if err != nil {
 		return nil, err
 	}

@@ -65,9 +65,12 @@ type Authenticator interface {
 type Config struct {
 	Ring          Ring          // required
 	Authenticator Authenticator // required
-	Logger        *slog.Logger
-	Registerer    prometheus.Registerer
-	Now           func() time.Time
+	// Mirrors tells whether any policy wants exchanges. What Envoy refused is of
+	// no policy: it counts as wanted if another exchange may be. nil: always.
+	Mirrors    func() bool
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	Now        func() time.Time
 }
 
 // Log takes access logs by gRPC, as an http.Handler of HTTP/2: each call is one
@@ -103,6 +106,9 @@ func New(cfg Config) (*Log, error) {
 	cfg.Logger = cfg.Logger.With("component", "accesslog")
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Mirrors == nil {
+		cfg.Mirrors = func() bool { return true }
 	}
 	l := &Log{
 		cfg: cfg, reading: make(chan struct{}, maxCalls), unseen: rate.NewLimiter(unseenRate, unseenBurst), seed: maphash.MakeSeed(),
@@ -248,6 +254,10 @@ func (l *Log) take(log *event.Log, gateway string, received time.Time, size int)
 			continue
 		}
 		l.metrics.flagged(e.ResponseFlags)
+		if !l.cfg.Mirrors() {
+			l.metrics.off.Inc()
+			continue
+		}
 		if !l.unseen.AllowN(received, 1) {
 			l.metrics.limited.Inc()
 			continue

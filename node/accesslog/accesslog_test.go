@@ -31,13 +31,15 @@ type unit struct {
 	ring *ingest.Ring
 	reg  *prometheus.Registry
 	now  time.Time
+	off  bool
 }
 
 func newUnit(t *testing.T, auth accesslog.Authenticator) *unit {
 	t.Helper()
 	u := &unit{t: t, ring: ingest.NewRing(4, 1<<20), reg: prometheus.NewPedanticRegistry(), now: time.Unix(1_700_000_000, 0)}
 	var err error
-	u.log, err = accesslog.New(accesslog.Config{Ring: u.ring, Authenticator: auth, Registerer: u.reg, Now: func() time.Time { return u.now }})
+	u.log, err = accesslog.New(accesslog.Config{Ring: u.ring, Authenticator: auth, Registerer: u.reg,
+		Now: func() time.Time { return u.now }, Mirrors: func() bool { return !u.off }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +211,10 @@ func TestEvents(t *testing.T) {
 	if len(ids) != 4 || u.ring.Bytes() != 0 {
 		t.Errorf("ids %v, %d bytes held", ids, u.ring.Bytes())
 	}
-	list = nil
+	u.off = true
+	u.entry("rf", "DPE")
+	u.want(map[string]float64{"event": 4, "dropped_ring_full": 2, "off": 1})
+	u.off, list = false, nil
 	for range 1000 {
 		list = append(list, []string{"rf", "-"})
 	}

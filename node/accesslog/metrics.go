@@ -25,10 +25,10 @@ func flags() []string {
 }
 
 type metrics struct {
-	calls, entries, eventless         *prometheus.CounterVec
-	joined, late, unmatched           prometheus.Counter
-	made, dropped, limited, malformed prometheus.Counter
-	known                             []string
+	calls, entries, eventless              *prometheus.CounterVec
+	joined, late, unmatched                prometheus.Counter
+	made, dropped, limited, off, malformed prometheus.Counter
+	known                                  []string
 }
 
 func newMetrics(reg prometheus.Registerer, waiting func() float64) *metrics {
@@ -36,7 +36,7 @@ func newMetrics(reg prometheus.Registerer, waiting func() float64) *metrics {
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "periscope_node_access_log_calls_total", Help: "Calls with gateways' access logs, by result."}, []string{"result"}),
 		entries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "periscope_node_access_log_entries_total", Help: "Entries of gateways' access logs by result: joined with their event, joined_late (it was on its way to analysis), unmatched (it did not come here), event (one was made of it: the plugin had not seen the exchange), dropped_ring_full, limited (too many such in a second), malformed."}, []string{"result"}),
+			Name: "periscope_node_access_log_entries_total", Help: "Entries of gateways' access logs by result: joined with their event, joined_late (it was on its way to analysis), unmatched (it did not come here), event (one was made of it: the plugin had not seen the exchange), dropped_ring_full, limited (too many such in a second), off (no policy mirrors anything), malformed."}, []string{"result"}),
 		eventless: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "periscope_node_access_log_eventless_total", Help: "Exchanges without an event of the plugin's here, by Envoy's response flag, the first of several; none and other besides."}, []string{"flag"}),
 		known: flags(),
@@ -54,7 +54,7 @@ func newMetrics(reg prometheus.Registerer, waiting func() float64) *metrics {
 	}
 	for result, c := range map[string]*prometheus.Counter{
 		"joined": &m.joined, "joined_late": &m.late, "unmatched": &m.unmatched,
-		"event": &m.made, "dropped_ring_full": &m.dropped, "limited": &m.limited, "malformed": &m.malformed,
+		"event": &m.made, "dropped_ring_full": &m.dropped, "limited": &m.limited, "off": &m.off, "malformed": &m.malformed,
 	} {
 		*c = m.entries.WithLabelValues(result)
 	}

@@ -149,6 +149,21 @@ func (c *Client) Revision() string {
 	return ""
 }
 
+// Mirrors tells whether any policy of the newest revision wants exchanges; as
+// long as none is known, they count as wanted.
+func (c *Client) Mirrors() bool {
+	h := c.current.Load()
+	if len(h.revisions) == 0 {
+		return true
+	}
+	for _, p := range h.revisions[0].policies {
+		if p.Mode != ModeOff {
+			return true
+		}
+	}
+	return false
+}
+
 // Lookup gives the policy that an event was made under, by the policy's own
 // revision. exact tells that it is that very one. Else it is the newest known revision's that has the
 // policy; and if none has, a default: nothing of it is inspected less than by a

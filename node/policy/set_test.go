@@ -1,9 +1,12 @@
 package policy
 
 import (
+	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/periscope-mesh/periscope/xds/node/nodev1"
@@ -64,4 +67,23 @@ func FuzzDecodeSet(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestMirrors(t *testing.T) {
+	c, err := New(Config{Address: "127.0.0.1:1", NodeID: "node~one", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !c.Mirrors() {
+		t.Error("nothing is wanted before policies come")
+	}
+	for i, want := range []bool{true, false, true} {
+		r := &revision{name: fmt.Sprint(i), policies: map[string]Policy{"a": {Mode: ModeOff}}}
+		if want {
+			r.policies["b"] = Policy{Mode: ModeMonitor}
+		}
+		if c.adopt(r); c.Mirrors() != want {
+			t.Errorf("revision %d: %v", i, !want)
+		}
+	}
 }
