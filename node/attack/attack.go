@@ -110,6 +110,8 @@ type Exchange struct {
 	Peer      string        `json:"peer,omitempty"`
 	Status    int           `json:"status"` // 0: no response seen
 	Duration  time.Duration `json:"durationNs"`
+	Flags     string        `json:"responseFlags,omitempty"`   // Envoy's, such as "DC": how it went wrong
+	Details   string        `json:"responseDetails,omitempty"` // and its words for it
 	Request   Message       `json:"request"`
 	Response  Message       `json:"response"`
 	Truncated bool          `json:"truncated,omitempty"` // a body or header list is incomplete

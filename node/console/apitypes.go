@@ -85,6 +85,8 @@ type apiExchange struct {
 	Peer       string     `json:"peer,omitempty"`
 	Status     int        `json:"status"`
 	DurationNs int64      `json:"durationNs"`
+	Flags      string     `json:"responseFlags,omitempty" doc:"Envoy's response flags: how the exchange went wrong."`
+	Details    string     `json:"responseDetails,omitempty" doc:"Envoy's words for it."`
 	Request    apiMessage `json:"request"`
 	Response   apiMessage `json:"response"`
 	Truncated  bool       `json:"truncated,omitempty" doc:"A body or header list is incomplete."`
@@ -128,7 +130,7 @@ func newAPIHit(h *attack.Hit) apiHit {
 		Location: h.Location, Weight: h.Weight, Matches: make([]apiMatch, len(h.Matches)),
 		Exchange: apiExchange{
 			Method: x.Method, Scheme: x.Scheme, Host: x.Host, Path: x.Path, PathBase64: rawUnlessText(x.Path), Protocol: x.Protocol,
-			TLS: x.TLS, SNI: x.SNI, Route: x.Route, Peer: x.Peer, Status: x.Status, DurationNs: x.Duration.Nanoseconds(),
+			TLS: x.TLS, SNI: x.SNI, Route: x.Route, Peer: x.Peer, Status: x.Status, DurationNs: x.Duration.Nanoseconds(), Flags: x.Flags, Details: x.Details,
 			Request: newAPIMessage(&x.Request), Response: newAPIMessage(&x.Response), Truncated: x.Truncated,
 		},
 	}

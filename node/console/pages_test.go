@@ -57,7 +57,7 @@ func dirty(s string, at time.Time) attack.Hit {
 		Tags: []string{"owasp" + s, "capec/" + s, "paranoia-level/" + s}, Value: []byte(s), End: len(s)}
 	h := attack.Hit{ID: s, Time: at, Type: attack.Type(s), Severity: attack.Critical, Tenant: s, Application: s, Policy: s, PolicyRev: s,
 		Gateway: s, Client: s, Location: attack.Location{Place: attack.Place(s), Name: s}, Weight: 3,
-		Exchange: attack.Exchange{Method: s, Scheme: s, Host: s, Path: s, Protocol: s, TLS: s, SNI: s, Route: s, Peer: s, Status: 200,
+		Exchange: attack.Exchange{Method: s, Scheme: s, Host: s, Path: s, Protocol: s, TLS: s, SNI: s, Route: s, Peer: s, Flags: s, Details: s, Status: 200,
 			Request:  attack.Message{Headers: []attack.Field{{Name: s, Value: s}, {Name: "x", Value: s}}, Body: []byte(s), BodyBytes: 1 << 63},
 			Response: attack.Message{Headers: []attack.Field{{Name: s, Value: s}}, Body: []byte(s)}}}
 	for _, place := range []attack.Place{attack.InPath, attack.InQuery, attack.InHeader, attack.InCookie, attack.InForm, attack.InJSON, attack.InXML,

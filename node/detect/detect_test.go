@@ -165,6 +165,7 @@ func TestHitDescribesItsExchange(t *testing.T) {
 	ev := exchangeOf("GET /x?f=/etc/passwd\nHost: shop.example\n"+browser, "404\ncontent-type: text/plain\n\nno")
 	ev.SharePPM, ev.StartUS, ev.EndUS, ev.N = 250_000, 1_700_000_000_000_000, 1500, 42
 	ev.Source, ev.Protocol, ev.TLS, ev.SNI, ev.Route = "[2001:db8::1]:5000", "HTTP/2", "TLSv1.3", "shop.example", "r"
+	ev.ResponseFlags, ev.ResponseDetails = "NR", "route_not_found"
 	h := inspect(t, e, ev).Hits[0]
 	got := h
 	got.Matches = nil
@@ -174,7 +175,7 @@ func TestHitDescribesItsExchange(t *testing.T) {
 		Gateway: "gw", Client: "2001:db8::1", Location: attack.Location{Place: attack.InQuery, Name: "f"}, Weight: 4,
 		Exchange: attack.Exchange{
 			Method: "GET", Scheme: "https", Host: "shop.example", Path: "/x?f=/etc/passwd", Protocol: "HTTP/2",
-			TLS: "TLSv1.3", SNI: "shop.example", Route: "r", Status: 404, Duration: 1500 * time.Microsecond,
+			TLS: "TLSv1.3", SNI: "shop.example", Route: "r", Status: 404, Duration: 1500 * time.Microsecond, Flags: "NR", Details: "route_not_found",
 			Request: attack.Message{Headers: []attack.Field{
 				{Name: "user-agent", Value: "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"},
 				{Name: "accept", Value: "*/*"}, {Name: "accept-encoding", Value: "gzip, br"},

@@ -171,7 +171,8 @@ func exchange(e *event.Event, req *decode.Request, resp *decode.Response) *attac
 		Method: short(req.Method), Scheme: short(req.Scheme), Host: short(req.Authority), Path: short(req.Target),
 		Protocol: short(e.Protocol), TLS: short(e.TLS), SNI: short(e.SNI), Route: short(e.Route), Peer: short(e.Peer),
 		Duration: time.Duration(min(e.EndUS, uint64((24*time.Hour).Microseconds()))) * time.Microsecond,
-		Request:  attack.Message{Headers: headers(req.Headers), Body: bytes.Clone(e.Request.Body), BodyBytes: e.Request.BodyBytes},
+		Flags:    short(e.ResponseFlags), Details: short(e.ResponseDetails),
+		Request: attack.Message{Headers: headers(req.Headers), Body: bytes.Clone(e.Request.Body), BodyBytes: e.Request.BodyBytes},
 	}
 	x.Truncated = e.Flags&incomplete != 0 || len(req.Target) > maxSampleString
 	for _, h := range req.Headers {

@@ -65,7 +65,7 @@ func boundHit(h *attack.Hit) *attack.Hit {
 	b := *h
 	x := &b.Exchange
 	for _, text := range []*string{&b.Tenant, &b.Application, &b.Policy, &b.PolicyRev, &b.Gateway, &b.Client, &b.Location.Name,
-		&x.Method, &x.Scheme, &x.Host, &x.Protocol, &x.TLS, &x.SNI, &x.Route, &x.Peer} {
+		&x.Method, &x.Scheme, &x.Host, &x.Protocol, &x.TLS, &x.SNI, &x.Route, &x.Peer, &x.Flags, &x.Details} {
 		*text = cut(*text, maxText)
 	}
 	if len(x.Path) > maxPathBytes {
