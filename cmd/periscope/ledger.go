@@ -17,8 +17,9 @@ func ledgerMetrics() map[string]bool {
 		"periscope_gateway_exchanges_total": true, "periscope_gateway_batches_total": true,
 		"periscope_ingest_batches_total": true, "periscope_ingest_refused_batches_total": true,
 		"periscope_ingest_events_total": true, "periscope_ingest_rejected_events_total": true,
-		"periscope_detect_inspections_total": true,
-		"periscope_store_hits_total":         true, "periscope_store_dropped_hits_total": true, "periscope_store_attacks_registered_total": true,
+		"periscope_node_access_log_entries_total": true,
+		"periscope_detect_inspections_total":      true,
+		"periscope_store_hits_total":              true, "periscope_store_dropped_hits_total": true, "periscope_store_attacks_registered_total": true,
 	}
 }
 
@@ -67,8 +68,7 @@ type ledgerStep struct {
 // shown even where it can't be.
 func newLedger(nodes []xdsnode.Reporter) ledgerState {
 	out := ledgerState{
-		Note: "Since each node's start, of the nodes that report now. What gateways sent to a node that was away, " +
-			"and what Envoy refused before the plugin, is in Envoy's statistics.",
+		Note:  "Since each node's start, of the nodes that report now. What gateways sent to a node that was away is in Envoy's statistics.",
 		Nodes: []ledgerNode{},
 	}
 	total := map[string]uint64{}
@@ -117,7 +117,10 @@ func newLedger(nodes []xdsnode.Reporter) ledgerState {
 			"with several nodes, only what nodes themselves did can be added up."
 		step("exchanges received", sum(events), events, "")
 	}
-	step("exchanges taken", events["accepted"], of("periscope_detect_inspections_total"), "waiting for analysis")
+	// What Envoy refused before the plugin is in none of the steps above.
+	entries := of("periscope_node_access_log_entries_total")
+	step("entries of gateways' access logs", sum(entries), entries, "")
+	step("exchanges taken", events["accepted"]+entries["event"], of("periscope_detect_inspections_total"), "waiting for analysis")
 	hits := of("periscope_store_hits_total")
 	for reason, n := range of("periscope_store_dropped_hits_total") {
 		hits["dropped_"+reason] = n

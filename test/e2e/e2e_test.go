@@ -276,6 +276,22 @@ func TestAttackIsRegistered(t *testing.T) {
 	if log := r.output(); strings.Count(log, "attack registered") != 1 || !strings.Contains(log, "attack="+a.ID) {
 		t.Errorf("want one log line for the attack %s", a.ID)
 	}
+	// What Envoy refuses, and no filter sees, is registered too.
+	c, err := net.Dial("tcp", r.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /x?file=../../etc/shadow HTTP/1.1\r\n\r\n"); err != nil { // no host
+		t.Fatal(err)
+	}
+	refused := r.attack(t, "the refused request", func(a attackRow) bool { return a.Location.Name == "file" })
+	if refused.Gateway != "default/gateway" || refused.Client != "127.0.0.1" || refused.Status != 400 || refused.Method != "GET" {
+		t.Errorf("the refused request: %+v", refused)
+	}
+	if _, body := get(t, "http://"+r.console+"/attacks/"+refused.ID); !strings.Contains(body, "missing_host_header") {
+		t.Error("its page does not say why")
+	}
 	// And every exchange is accounted for, from the gateway to the store.
 	var ledger struct {
 		Steps []struct {
@@ -285,12 +301,12 @@ func TestAttackIsRegistered(t *testing.T) {
 	}
 	envoytest.Eventually(t, 5*time.Second, "the ledger has both exchanges, and no difference", func() bool {
 		getJSON(t, "http://"+r.debug+"/debug/ledgerz", &ledger)
-		for i, want := range []int{2, 2, 2, 2} { // seen, batches, mirrored, taken
-			if len(ledger.Steps) != 5 || ledger.Steps[i].Count != want || ledger.Steps[i].Difference != 0 {
+		for i, want := range []int{2, 2, 2, 1, 3} { // seen, batches, mirrored, logged, taken
+			if len(ledger.Steps) != 6 || ledger.Steps[i].Count != want || ledger.Steps[i].Difference != 0 {
 				return false
 			}
 		}
-		return ledger.Steps[4].Count >= 2
+		return ledger.Steps[5].Count >= 3
 	})
 }
 
