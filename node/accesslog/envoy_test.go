@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -163,7 +164,7 @@ func start(t *testing.T, r *rig, node string, percent int) {
 				"name": "hcm", "typed_config": object{
 					"@type":       "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
 					"stat_prefix": "http", "use_remote_address": true, "generate_request_id": false,
-					"request_headers_timeout": "0.5s", "normalize_path": true,
+					"request_headers_timeout": "0.5s", "stream_idle_timeout": "1s", "normalize_path": true,
 					"access_log": []any{asObject(t, logs[0]), asObject(t, logs[1])},
 					"http_filters": []any{
 						object{"name": "settings", "typed_config": asObject(t, settings.GetTypedConfig())},
@@ -267,6 +268,11 @@ func TestUnseen(t *testing.T) {
 		{"path that can't be normalised", "GET /%00x HTTP/1.1\r\n" + host + "\r\n", "400", "", "path_normalization_failed", "/%00x"},
 		{"upgrade", "GET /x HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: other\r\n\r\n", "403", "", "upgrade_failed", "/x"},
 		{"headers that do not end", "GET /x HTTP/1.1\r\n" + host + "X: ", "408", "", "request_header_timeout", ""},
+		{"headers that the client leaves", "GET /x HTTP/1.1\r\n" + host + "X: ", "", "DC", "downstream_remote_disconnect", ""},
+		{"h2, no path", frames(func(f *http2.Framer) {
+			_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(":method", "GET", ":scheme", "http", ":authority", "a"), EndStream: true, EndHeaders: true})
+		}), "", "DPE", "http2.violation.of.messaging.rule", ""},
+		{"h2, many headers", frames(func(f *http2.Framer) { request(f, true, slices.Repeat([]string{"x", "y"}, 150)...) }), "", "DR", "http2.too_many_headers", ""},
 		{"h2, capital letter", frames(func(f *http2.Framer) { request(f, true, "X-Up", "a") }), "", "DPE", "http2.invalid.header.field", ""},
 		{"h2, line break", frames(func(f *http2.Framer) { request(f, true, "x", "a\r\nb: c") }), "", "DPE", "http2.invalid.header.field", ""},
 		{"h2, connection header", frames(func(f *http2.Framer) { request(f, true, "connection", "close") }), "", "DPE", "http2.invalid.header.field", ""},
@@ -275,7 +281,11 @@ func TestUnseen(t *testing.T) {
 		}), "", "DPE", "codec_error", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			answer := r.send(tc.data, 2*time.Second)
+			stay := 2 * time.Second
+			if tc.flags == "DC" {
+				stay = 50 * time.Millisecond
+			}
+			answer := r.send(tc.data, stay)
 			if tc.status != "" && !strings.Contains(answer, tc.status) {
 				t.Errorf("the client got %q", answer)
 			}
@@ -305,14 +315,22 @@ func TestUnseen(t *testing.T) {
 			}
 		})
 	}
-	// Envoy has no stream to log for this one, and only counts it.
-	before := r.envoy.Stat("http.http.downstream_cx_protocol_error")
-	r.send(frames(func(f *http2.Framer) { _ = f.WriteData(1, true, []byte("x")) }), time.Second)
-	envoytest.Eventually(t, 5*time.Second, "Envoy counts an error of the connection", func() bool {
-		return r.envoy.Stat("http.http.downstream_cx_protocol_error") == before+1
-	})
+	// For these Envoy has no request to log, and counts them as errors of the
+	// connection alone.
+	for name, data := range map[string]string{
+		"body of no request": frames(func(f *http2.Framer) { _ = f.WriteData(1, true, []byte("x")) }),
+		"frame too large":    frames(func(f *http2.Framer) { _ = f.WriteRawFrame(http2.FrameSettings, 0, 0, make([]byte, 20000)) }),
+		"settings cut":       frames(func(f *http2.Framer) { _ = f.WriteRawFrame(http2.FrameSettings, 0, 0, make([]byte, 5)) }),
+		"preface":            "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n" + strings.Repeat("x", 100),
+	} {
+		before := r.envoy.Stat("http.http.downstream_cx_protocol_error")
+		r.send(data, time.Second)
+		envoytest.Eventually(t, 5*time.Second, "Envoy counts "+name, func() bool {
+			return r.envoy.Stat("http.http.downstream_cx_protocol_error") == before+1
+		})
+	}
 	got := entries(t, r.reg)
-	if len(got) != 1 || got["event"] != 20 || r.ring.Len() != 0 {
+	if len(got) != 1 || got["event"] != 23 || r.ring.Len() != 0 {
 		t.Errorf("entries %v, %d in the ring", got, r.ring.Len())
 	}
 }
@@ -334,6 +352,7 @@ func TestCopied(t *testing.T) {
 		{"upstream resets", "GET /reset HTTP/1.1\r\n" + host + "\r\n", time.Second, "503", "UC", "upstream_reset_before_response_started{connection_termination}"},
 		{"upstream is late", "GET /timeout HTTP/1.1\r\n" + host + "\r\n", time.Second, "504", "UT", "response_timeout"},
 		{"upstream refuses", "GET /dead HTTP/1.1\r\n" + host + "\r\n", time.Second, "503", "UF", "upstream_reset_before_response_started{remote_connection_failure"},
+		{"body that stops", "POST /x HTTP/1.1\r\n" + host + "Content-Length: 9\r\n\r\nabc", 2 * time.Second, "408", "SI", "stream_idle_timeout"},
 		{"no upstream", "GET /none HTTP/1.1\r\n" + host + "\r\n", time.Second, "503", "UH", "no_healthy_upstream"},
 		{"no route", "GET /x HTTP/1.1\r\nHost: b\r\n\r\n", time.Second, "404", "NR", "route_not_found"},
 		{"h2, reset", frames(func(f *http2.Framer) { request(f, false); _ = f.WriteRSTStream(1, http2.ErrCodeCancel) }), 200 * time.Millisecond, "", "DR", "http2.remote_reset"},
