@@ -20,6 +20,7 @@ func blank() MirrorPolicy {
 	var p MirrorPolicy
 	p.Metadata.Namespace = "default"
 	p.Spec.Mode = ModeMonitor
+	p.Spec.Transport = TransportLua
 	p.Spec.Sampling.Percent = 100
 	p.Spec.Sampling.Adaptive.MinPercent = maxDefaultMinPercent
 	p.Spec.Body.Request = BodyLimit{MaxBytes: 64 << 10, ContentTypes: []string{"*/*"}}

@@ -30,6 +30,8 @@ type Document struct {
 	ID     string        // "namespace/name"; empty when a faulty document does not tell
 	Policy *MirrorPolicy // with defaults; nil when there are faults
 	Faults []Fault       // in the file's order
+	// Warnings are of an accepted policy: what it does less than it seems to.
+	Warnings []Fault
 }
 
 // Parse reads the policies of a file: one YAML (or JSON) document each,
@@ -211,13 +213,14 @@ func read(file string, root *yaml.Node, shift int) Document {
 		if w.isBroken(f.Path) {
 			continue // what follows from a mistake is not another one
 		}
-		f.File = file
-		f.Line, f.Column = w.locate(f.Path)
-		faults = append(faults, f)
+		faults = append(faults, w.placed(f))
 	}
 	doc := Document{Line: root.Line + shift, Faults: inOrder(faults)}
 	if len(faults) == 0 {
 		doc.Policy = &p
+		for _, f := range p.Warnings() {
+			doc.Warnings = append(doc.Warnings, w.placed(f))
+		}
 	}
 	if p.Kind == Kind && isSubdomain(p.Metadata.Name) && isLabel(p.Metadata.Namespace) &&
 		w.isClear("metadata") && w.isClear("metadata.name") && w.isClear("metadata.namespace") {

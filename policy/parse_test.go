@@ -97,6 +97,7 @@ func TestParseExample(t *testing.T) {
 			Tenant:     "shop",
 			TargetRefs: []TargetRef{{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: "public"}},
 			Mode:       ModeMonitor,
+			Transport:  TransportLua,
 			Match:      []Match{{Hosts: []string{"*.shop.example"}, Paths: []PathMatch{{Type: PathPrefix, Value: "/api"}}}},
 			Exclude:    []Match{{Paths: []PathMatch{{Type: PathExact, Value: "/healthz"}}}},
 			Sampling:   Sampling{Percent: 100, Adaptive: Adaptive{MinPercent: 5}, Always: []Class{ClassNewEndpoint, ClassAuthentication, ClassSuspicious}},

@@ -42,6 +42,7 @@ type Spec struct {
 	TargetRefs  []TargetRef `yaml:"targetRefs" json:"targetRefs,omitempty"` // at most one of TargetRefs and Selector; neither: every gateway of the namespace
 	Selector    *Selector   `yaml:"selector" json:"selector,omitempty"`
 	Mode        Mode        `yaml:"mode" json:"mode"`
+	Transport   Transport   `yaml:"transport" json:"transport"`
 	Match       []Match     `yaml:"match" json:"match,omitempty"`     // none: everything; else any entry
 	Exclude     []Match     `yaml:"exclude" json:"exclude,omitempty"` // wins over Match
 	Sampling    Sampling    `yaml:"sampling" json:"sampling"`
@@ -72,6 +73,14 @@ const (
 	ModeOff     Mode = "Off"
 	ModeMonitor Mode = "Monitor" // default
 	ModeEnforce Mode = "Enforce"
+)
+
+// Transport is how copies leave the gateway.
+type Transport string
+
+const (
+	TransportLua     Transport = "Lua"     // default: the plugin decides, cuts and masks in the gateway, and sends batches
+	TransportExtProc Transport = "ExtProc" // Envoy's ext_proc filter streams each exchange; nodes decide, cut and mask
 )
 
 // Match holds when one of Hosts and one of Paths match; an empty list matches

@@ -16,7 +16,7 @@ import (
 //
 // The host may carry a port, the path a query.
 func Selects(s *Spec, host, path string) bool {
-	host = cleanHost(host)
+	host = CleanHost(host)
 	raw := path
 	if i := strings.IndexAny(path, "?#"); i >= 0 {
 		raw = path[:i]
@@ -65,9 +65,9 @@ func pathMatches(patterns []PathMatch, path string) bool {
 	return len(patterns) == 0
 }
 
-// cleanHost gives a Host or :authority in lower case, without its port and
+// CleanHost gives a Host or :authority in lower case, without its port and
 // one trailing dot.
-func cleanHost(host string) string {
+func CleanHost(host string) string {
 	host = lowerASCII(host)
 	if strings.HasPrefix(host, "[") { // [::1]:8080
 		if end := strings.IndexByte(host, ']'); end >= 0 {

@@ -73,14 +73,35 @@ func (s *Spec) check(c *checker) {
 	} else {
 		oneOf(c, "spec.mode", s.Mode, ModeOff, ModeMonitor)
 	}
+	oneOf(c, "spec.transport", s.Transport, TransportLua, TransportExtProc)
 	c.matches("spec.match", s.Match, false)
 	c.matches("spec.exclude", s.Exclude, true)
 	s.Sampling.check(c)
+	if s.Transport == TransportExtProc && len(s.Sampling.Always) > 0 {
+		c.add("spec.sampling.always", "is not possible with transport ExtProc: there Envoy samples, before anybody has seen the exchange",
+			"remove it, or write transport: "+string(TransportLua))
+	}
 	c.body("spec.body.request", s.Body.Request)
 	c.body("spec.body.response", s.Body.Response)
 	s.Mask.check(c)
 	s.Detection.check(c)
 	s.Nodes.check(c)
+}
+
+// Warnings tells what a valid policy does less than its reader may think.
+func (p *MirrorPolicy) Warnings() []Fault {
+	var c checker
+	if m := p.Spec.Mask; p.Spec.Transport == TransportExtProc {
+		const problem = "is masked by the nodes with transport ExtProc: the values leave the gateway before"
+		remedy := "keep the way to the nodes as safe as the gateway, or write transport: " + string(TransportLua)
+		if len(m.JSONPaths) > 0 {
+			c.add("spec.mask.jsonPaths", problem, remedy)
+		}
+		if len(m.Detectors) > 0 {
+			c.add("spec.mask.detectors", problem, remedy)
+		}
+	}
+	return c.faults
 }
 
 func (s *Spec) checkTargets(c *checker) {
@@ -269,7 +290,7 @@ func (c *checker) host(path, host string) {
 		return
 	}
 	remedy := `write it as shop.example, "*.shop.example" or "*"`
-	if clean := cleanHost(name); clean != name && isSubdomain(clean) {
+	if clean := CleanHost(name); clean != name && isSubdomain(clean) {
 		remedy = "write " + quote(host[:len(host)-len(name)]+clean)
 	}
 	c.add(path, "must be a host's name in lower case without a port, got "+quote(host), remedy)

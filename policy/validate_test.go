@@ -15,7 +15,7 @@ func TestValidate(t *testing.T) {
 		want   []string // paths
 	}{
 		"default":            {func(p *MirrorPolicy) {}, nil},
-		"zero":               {func(p *MirrorPolicy) { *p = MirrorPolicy{} }, []string{"apiVersion", "kind", "metadata.name", "metadata.namespace", "spec.mode", "spec.detection.paranoia", "spec.nodes.service", "spec.nodes.port"}},
+		"zero":               {func(p *MirrorPolicy) { *p = MirrorPolicy{} }, []string{"apiVersion", "kind", "metadata.name", "metadata.namespace", "spec.mode", "spec.transport", "spec.detection.paranoia", "spec.nodes.service", "spec.nodes.port"}},
 		"no number":          {func(p *MirrorPolicy) { p.Spec.Sampling.Percent = math.NaN() }, []string{"spec.sampling.percent"}},
 		"infinite":           {func(p *MirrorPolicy) { p.Spec.Sampling.Adaptive.MinPercent = math.Inf(1) }, []string{"spec.sampling.adaptive.minPercent"}},
 		"header in capitals": {func(p *MirrorPolicy) { p.Spec.Mask.Headers = []string{"Cookie"} }, []string{"spec.mask.headers[0]"}},

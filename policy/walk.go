@@ -68,6 +68,13 @@ func (w *walker) locate(path string) (line, column int) {
 	return w.marks[""].line + w.shift, w.marks[""].column
 }
 
+// placed gives a fault of the policy with its place in the file.
+func (w *walker) placed(f Fault) Fault {
+	f.File = w.file
+	f.Line, f.Column = w.locate(f.Path)
+	return f
+}
+
 var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
 // child is the path of a key: spec.mode, metadata.labels["a.b/c"].

@@ -30,6 +30,9 @@ func newCheck(o *options) *cobra.Command {
 					return err
 				}
 				faults = append(faults, set.Refused()...)
+				for _, f := range set.Warnings() {
+					fmt.Fprintf(o.stderr, "warning: %v\n", f)
+				}
 				policies += len(set.Policies)
 			}
 			if len(faults) > 0 {

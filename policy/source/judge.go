@@ -84,6 +84,7 @@ func serve(status *Status, doc policy.Document, before, after map[string]entry) 
 	}
 	after[doc.ID] = e
 	status.State, status.Serving, status.Hash, status.Since = Accepted, true, e.Hash, e.Since
+	status.Warnings = doc.Warnings
 }
 
 func twice(file string, doc policy.Document, place string) policy.Fault {

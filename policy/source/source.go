@@ -75,7 +75,18 @@ type Status struct {
 	Serving bool           `json:"serving"`        // the version of the file, or the last accepted
 	Hash    string         `json:"hash,omitempty"` // of the version served
 	Faults  []policy.Fault `json:"faults,omitempty"`
-	Since   time.Time      `json:"since"`
+	// Warnings tell what an accepted policy does less than it seems to.
+	Warnings []policy.Fault `json:"warnings,omitempty"`
+	Since    time.Time      `json:"since"`
+}
+
+// Warnings gives those of all policies accepted.
+func (s Set) Warnings() []policy.Fault {
+	var out []policy.Fault
+	for _, status := range s.Statuses {
+		out = append(out, status.Warnings...)
+	}
+	return out
 }
 
 // Refused gives every fault of the set, each once.
@@ -310,6 +321,10 @@ func (s *Source) logChanges(before, after map[string]entry, statuses []Status) {
 	for _, status := range statuses {
 		if e := after[status.ID]; status.State == Accepted && before[status.ID].Hash != e.Hash {
 			s.log.Info("policy accepted", "policy", status.ID, "file", status.File, "hash", e.Hash)
+			for _, f := range status.Warnings {
+				s.log.Warn("policy does less than it seems to", "policy", status.ID, "file", f.File, "line", f.Line,
+					"field", f.Path, "problem", f.Problem, "remedy", f.Remedy)
+			}
 		}
 		for _, f := range status.Faults {
 			if known[f] {

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/periscope-mesh/periscope/atomicfile"
+	"github.com/periscope-mesh/periscope/policy"
 )
 
 const (
@@ -65,6 +67,8 @@ func (s *stateFile) load() (map[string]entry, error) {
 	s.saved = sha256.Sum256(data)
 	var errs []error
 	for _, e := range st.Policies {
+		// A version that knew no other wrote none.
+		e.Policy.Spec.Transport = cmp.Or(e.Policy.Spec.Transport, policy.TransportLua)
 		if faults := e.Policy.Validate(); len(faults) > 0 {
 			errs = append(errs, fmt.Errorf("read state: %s: policy %q: %w", s.name, e.Policy.ID(), faults[0]))
 			continue
