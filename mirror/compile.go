@@ -103,6 +103,8 @@ func (g *GatewayPlan) add(s Settings, service string, endpoints []Endpoint) (pro
 	switch { // what is cheap to tell first: there may be many policies
 	case len(older) > 0 && service != g.Nodes:
 		return []string{fmt.Sprintf("gateway %s mirrors to the nodes of the older policy %s: name the same spec.nodes", id, g.Policy)}, false
+	case len(older) > 0 && s.Transport != g.Settings.Transport:
+		return []string{fmt.Sprintf("gateway %s mirrors by the transport %s of the older policy %s: write the same spec.transport", id, cmp.Or(g.Settings.Transport, policy.TransportLua), g.Policy)}, false
 	case len(older) == maxPolicies:
 		return []string{fmt.Sprintf("gateway %s has %d older policies, and takes no more", id, maxPolicies)}, false
 	case (len(older) > 0 || s.Hosts != nil) && len(next.Encode()) > maxSettingsBytes:
@@ -178,7 +180,7 @@ func resolve(p *policy.MirrorPolicy, services []NodeService) (service string, en
 }
 
 func settings(p *policy.MirrorPolicy, g Gateway, revision string) Settings {
-	return Settings{
+	s := Settings{
 		Gateway:   g.ID(),
 		PolicyID:  p.ID(),
 		PolicyRev: revision,
@@ -191,6 +193,10 @@ func settings(p *policy.MirrorPolicy, g Gateway, revision string) Settings {
 		Response:  p.Spec.Body.Response,
 		Mask:      p.Spec.Mask,
 	}
+	if p.Spec.Transport != policy.TransportLua {
+		s.Transport = p.Spec.Transport
+	}
+	return s
 }
 
 // policyRevision is of what gateways and nodes do by p, whichever gateways

@@ -100,6 +100,43 @@ func TestCompileAttachments(t *testing.T) {
 	}
 }
 
+// All policies of a gateway go by one transport, the oldest's.
+func TestTransports(t *testing.T) {
+	extproc := func(p *policy.MirrorPolicy) {
+		p.Spec.Transport = policy.TransportExtProc
+		p.Spec.Match = []policy.Match{{Hosts: []string{"a.example"}}}
+	}
+	streams, batches := named("ingress", "a", extproc), named("ingress", "b", nil)
+	for _, tc := range []struct {
+		policies []policy.MirrorPolicy
+		want     policy.Transport
+		problem  string
+	}{
+		{[]policy.MirrorPolicy{streams, batches}, policy.TransportExtProc, "gateway ingress/public mirrors by the transport ExtProc of the older policy ingress/a: write the same spec.transport"},
+		{[]policy.MirrorPolicy{named("ingress", "a", func(p *policy.MirrorPolicy) { extproc(p); p.Spec.Transport = policy.TransportLua }), named("ingress", "b", func(p *policy.MirrorPolicy) { p.Spec.Transport = policy.TransportExtProc })},
+			"", "gateway ingress/public mirrors by the transport Lua of the older policy ingress/a: write the same spec.transport"},
+		{[]policy.MirrorPolicy{streams, named("ingress", "b", func(p *policy.MirrorPolicy) { p.Spec.Transport = policy.TransportExtProc })}, policy.TransportExtProc, "gateway ingress/public: the older policy ingress/a governs [a.example]"},
+	} {
+		plan := mirror.Compile(tc.policies, mirror.Topology{Gateways: []mirror.Gateway{public}, Nodes: nodes})
+		if got := plan.Gateways[0].Settings.Transport; got != tc.want {
+			t.Errorf("transport is %q, want %q", got, tc.want)
+		}
+		if got := strings.Join(plan.Attachments[1].Problems, "\n"); got != tc.problem {
+			t.Errorf("problems %q, want %q", got, tc.problem)
+		}
+	}
+	if batches.ID() != "ingress/b" || mirror.Compile([]policy.MirrorPolicy{batches}, mirror.Topology{}).Nodes[0].Revision == mirror.Compile([]policy.MirrorPolicy{named("ingress", "b", extproc)}, mirror.Topology{}).Nodes[0].Revision {
+		t.Error("another transport is no other revision")
+	}
+}
+
+func TestStreamPPM(t *testing.T) {
+	s := mirror.Settings{Mode: policy.ModeOff, SharePPM: mirror.Everything, Next: []mirror.Settings{{Mode: policy.ModeMonitor, SharePPM: 7}, {Mode: policy.ModeMonitor, SharePPM: 5}}}
+	if got := s.StreamPPM(); got != 7 {
+		t.Errorf("share is %d, want the largest of those that are on", got)
+	}
+}
+
 func TestCompileIsDeterministic(t *testing.T) {
 	policies := []policy.MirrorPolicy{named("ingress", "a", nil)}
 	one := mirror.Compile(policies, mirror.Topology{Gateways: []mirror.Gateway{public, internal}, Nodes: nodes})

@@ -19,6 +19,9 @@ type Settings struct {
 	Cluster   string // that mirrored traffic goes to; empty: periscope_mirror
 	SharePPM  int    // sampling probability in parts per million
 	Mode      policy.Mode
+	// Transport is ExtProc, or empty for Lua; the same for all policies of a
+	// gateway. The plugin isn't told: with ExtProc there is none.
+	Transport policy.Transport `json:",omitempty"`
 	// Hosts, unless nil, are those that the policy is limited to, but for those
 	// that Except names more closely, and Match is within them.
 	Hosts    []string `json:",omitempty"`
@@ -34,6 +37,22 @@ type Settings struct {
 	// is mirrored is then that one's to say. Gateway, ShareRev and Cluster are the
 	// same for all.
 	Next []Settings `json:",omitempty"`
+}
+
+// Everything is a share: all exchanges, in parts per million.
+const Everything = 1_000_000
+
+// StreamPPM is the share of exchanges that a gateway sends nodes by ext_proc,
+// in parts per million: what the policy that wants most of them wants. Nodes
+// leave out what is too much for another.
+func (s Settings) StreamPPM() int {
+	most := 0
+	for _, p := range append([]Settings{s}, s.Next...) {
+		if p.Mode == policy.ModeMonitor {
+			most = max(most, p.SharePPM)
+		}
+	}
+	return most
 }
 
 // Encode writes the settings as the plugin reads them: a record a line, its
@@ -59,6 +78,10 @@ func (s Settings) Encode() string {
 	}
 	return b.String()
 }
+
+// Revision names the settings of a gateway and all of its policies: of what
+// Encode leaves out, too.
+func (s Settings) Revision() string { return digest(s) }
 
 // encode writes the settings of one policy.
 func (s Settings) encode(b *strings.Builder) {

@@ -309,8 +309,14 @@ func TestGovernsAsPolicy(t *testing.T) {
 		host, target := hosts[rng.IntN(len(hosts))], targets[rng.IntN(len(targets))]
 		settings := all[0]
 		settings.Next = all[1:]
-		if got, want := call(t, "governs", settings.Encode(), host, target), governs(all, host, target); got != want {
+		got, want := call(t, "governs", settings.Encode(), host, target), governs(all, host, target)
+		if got != want {
 			t.Fatalf("%q governs %q %q, want %q, of\n%s", got, host, target, want, settings.Encode())
+		}
+		// So do nodes, for gateways without the plugin.
+		s, excluded := mirror.NewSelector(settings).Select(host, target)
+		if s != nil && !excluded && s.PolicyID != want || (s == nil || excluded) && want != "" {
+			t.Fatalf("the selector gives %+v, excluded %v, for %q %q, want %q, of\n%s", s, excluded, host, target, want, settings.Encode())
 		}
 	}
 }

@@ -254,7 +254,7 @@ func (s State) extend(in Input) State {
 		return s
 	}
 	if len(in.Gateways) == 0 { // nobody has shown anything
-		s.Reason = "there is no gateway"
+		s.Reason = "there is no gateway that would run it"
 		return s
 	}
 	return s.complete(in.Now)
