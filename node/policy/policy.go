@@ -82,6 +82,14 @@ type Client struct {
 type revision struct {
 	name     string
 	policies map[string]Policy
+	gateways map[string]Settings // by gateway id
+}
+
+// Settings are those of a gateway that leaves it to nodes to select, cut and
+// mask, as the control plane encodes them. They are shared: don't change them.
+type Settings struct {
+	Revision string
+	Encoded  []byte
 }
 
 // history is the revisions, the newest first; never changed once made.
@@ -188,6 +196,23 @@ func (c *Client) Lookup(policyRev, policyID string) (p Policy, exact bool) {
 		c.metrics.unknown.Inc()
 	}
 	return Policy{ID: policyID, Mode: ModeMonitor, Paranoia: 1}, false
+}
+
+// Settings gives those of a gateway by their revision or, where that is not
+// known, the newest; false: none are known.
+func (c *Client) Settings(gateway, revision string) (Settings, bool) {
+	h := c.current.Load()
+	var newest Settings
+	for _, r := range h.revisions {
+		s, ok := r.gateways[gateway]
+		if ok && s.Revision == revision {
+			return s, true
+		}
+		if newest.Encoded == nil {
+			newest = s
+		}
+	}
+	return newest, newest.Encoded != nil
 }
 
 // adopt puts a revision first; one that comes back, as after a rollback, moves.

@@ -18,6 +18,7 @@ const (
 	maxExclusions  = 1_000 // a policy
 	maxNameBytes   = 512   // ids, tenants, applications, revisions
 	maxTargetBytes = 512
+	maxGateways    = 10_000
 )
 
 // decodeSet parses and checks a set; one unfit policy makes the whole unfit, so
@@ -48,7 +49,30 @@ func decodeSet(raw []byte) (*revision, error) {
 		}
 		r.policies[p.ID] = p
 	}
-	return r, nil
+	return r, r.takeGateways(set.GetGateways())
+}
+
+func (r *revision) takeGateways(list []*nodev1.GatewaySettings) error {
+	if n := len(list); n > maxGateways {
+		return fmt.Errorf("the set has settings of %d gateways, more than %d", n, maxGateways)
+	}
+	r.gateways = make(map[string]Settings, len(list))
+	for i, g := range list {
+		if err := checkName("gateway", g.GetGateway(), true); err != nil {
+			return fmt.Errorf("gateway %d: %w", i, err)
+		}
+		if err := checkName("revision", g.GetRevision(), true); err != nil {
+			return fmt.Errorf("gateway %d: %w", i, err)
+		}
+		if len(g.GetSettings()) == 0 {
+			return fmt.Errorf("gateway %d: it has no settings", i)
+		}
+		if _, ok := r.gateways[g.GetGateway()]; ok {
+			return fmt.Errorf("gateway %d: another one has the id %q", i, g.GetGateway())
+		}
+		r.gateways[g.GetGateway()] = Settings{Revision: g.GetRevision(), Encoded: g.GetSettings()}
+	}
+	return nil
 }
 
 func decodePolicy(m *nodev1.NodePolicy) (Policy, error) {

@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 	"xds/gateway":      {"xds", "mirror", "mirror/event"},
 	"xds/istiod":       {},
 	"xds/mcp":          {"xds", "xds/gateway", "mirror", "policy"},
-	"xds/node":         {"xds", "xds/node/nodev1", "mirror"},
+	"xds/node":         {"xds", "xds/node/nodev1", "mirror", "policy"},
 	"xds/node/nodev1":  {},
 	"xds/debug":        {"xds", "localweb"},
 	"xds/certs":        {},

@@ -2,20 +2,23 @@
 // analysis nodes take by ADS, from the same server and with the same revision
 // of each policy as gateways take theirs.
 //
-// It never sends a node anything about gateways, and never a change that left
-// the nodes' part as it was, but for the plan's revision.
+// It never sends a node anything about gateways, but for the settings of those
+// whose exchanges nodes select, cut and mask (transport ExtProc), and never a
+// change that left the nodes' part as it was, but for the plan's revision.
 //
-// The commands may import it; it imports xds and mirror. Its sub-package
+// The commands may import it; it imports xds, mirror and policy. Its sub-package
 // nodev1, the message itself, is imported by node/policy too.
 package node
 
 import (
+	"encoding/json"
 	"fmt"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/node/nodev1"
 )
@@ -32,6 +35,16 @@ func Snapshot(plan mirror.Plan) (*xds.Snapshot, error) {
 			return nil, fmt.Errorf("node policies: %s: %w", p.ID, err)
 		}
 		set.Policies = append(set.Policies, message)
+	}
+	for _, g := range plan.Gateways {
+		if g.Settings.Transport != policy.TransportExtProc {
+			continue
+		}
+		raw, err := json.Marshal(g.Settings)
+		if err != nil {
+			return nil, fmt.Errorf("node policies: settings of gateway %s: %w", g.Gateway.ID(), err)
+		}
+		set.Gateways = append(set.Gateways, &nodev1.GatewaySettings{Gateway: g.Gateway.ID(), Revision: g.Settings.Revision(), Settings: raw})
 	}
 	s, err := xds.NewSnapshot(map[string][]xds.Message{
 		xds.NodePolicyType: {{Name: ResourceName, Message: set}},

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -38,6 +39,33 @@ func TestSnapshot(t *testing.T) {
 		{Id: "default/c", Mode: nodev1.Mode_MODE_ENFORCE, Paranoia: 4},
 	}}
 	if d := cmp.Diff(want, got, protocmp.Transform()); d != "" {
+		t.Error(d)
+	}
+}
+
+// Nodes get the settings of gateways that stream, and of no others.
+func TestSnapshotGateways(t *testing.T) {
+	streams := mirror.Settings{Gateway: "ns/streams", PolicyID: "ns/p", Transport: policy.TransportExtProc, Mode: policy.ModeMonitor, Mask: policy.Mask{JSONPaths: []string{"$.a"}},
+		Next: []mirror.Settings{{PolicyID: "ns/q", Transport: policy.TransportExtProc}}}
+	s, err := Snapshot(mirror.Plan{Revision: "abc", Gateways: []mirror.GatewayPlan{
+		{Gateway: mirror.Gateway{Namespace: "ns", Name: "batches"}, Settings: mirror.Settings{Gateway: "ns/batches"}},
+		{Gateway: mirror.Gateway{Namespace: "ns", Name: "streams"}, Settings: streams},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &nodev1.NodePolicySet{}
+	if err := s.Resources(xds.NodePolicyType)[0].Any.UnmarshalTo(set); err != nil {
+		t.Fatal(err)
+	}
+	if len(set.GetGateways()) != 1 || set.GetGateways()[0].GetGateway() != "ns/streams" || set.GetGateways()[0].GetRevision() != streams.Revision() {
+		t.Fatalf("gateways: %v", set.GetGateways())
+	}
+	var got mirror.Settings
+	if err := json.Unmarshal(set.GetGateways()[0].GetSettings(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(streams, got); d != "" {
 		t.Error(d)
 	}
 }

@@ -80,8 +80,11 @@ func (Mode) EnumDescriptor() ([]byte, []int) {
 type NodePolicySet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The plan's revision.
-	Revision      string        `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Policies      []*NodePolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	Revision string        `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Policies []*NodePolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Of gateways that stream to nodes by ext_proc and leave it to them to
+	// decide, to cut and to mask.
+	Gateways      []*GatewaySettings `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -130,6 +133,78 @@ func (x *NodePolicySet) GetPolicies() []*NodePolicy {
 	return nil
 }
 
+func (x *NodePolicySet) GetGateways() []*GatewaySettings {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+// GatewaySettings is the gateway part of the policies of one gateway.
+type GatewaySettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/name"
+	Gateway string `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	// By which the gateway's streams name these settings.
+	Revision string `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// mirror.Settings as JSON. A node refuses fields that it does not know: they
+	// may be masks.
+	Settings      []byte `protobuf:"bytes,3,opt,name=settings,proto3" json:"settings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewaySettings) Reset() {
+	*x = GatewaySettings{}
+	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewaySettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewaySettings) ProtoMessage() {}
+
+func (x *GatewaySettings) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewaySettings.ProtoReflect.Descriptor instead.
+func (*GatewaySettings) Descriptor() ([]byte, []int) {
+	return file_xds_node_nodev1_node_policy_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GatewaySettings) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *GatewaySettings) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *GatewaySettings) GetSettings() []byte {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
 // NodePolicy is what a node needs of one policy. An event names the policy's
 // id only: tenant and application are looked up here, so that a gateway cannot
 // claim them.
@@ -152,7 +227,7 @@ type NodePolicy struct {
 
 func (x *NodePolicy) Reset() {
 	*x = NodePolicy{}
-	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[1]
+	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -164,7 +239,7 @@ func (x *NodePolicy) String() string {
 func (*NodePolicy) ProtoMessage() {}
 
 func (x *NodePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[1]
+	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -177,7 +252,7 @@ func (x *NodePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePolicy.ProtoReflect.Descriptor instead.
 func (*NodePolicy) Descriptor() ([]byte, []int) {
-	return file_xds_node_nodev1_node_policy_proto_rawDescGZIP(), []int{1}
+	return file_xds_node_nodev1_node_policy_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *NodePolicy) GetId() string {
@@ -241,7 +316,7 @@ type Exclusion struct {
 
 func (x *Exclusion) Reset() {
 	*x = Exclusion{}
-	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[2]
+	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -253,7 +328,7 @@ func (x *Exclusion) String() string {
 func (*Exclusion) ProtoMessage() {}
 
 func (x *Exclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[2]
+	mi := &file_xds_node_nodev1_node_policy_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -266,7 +341,7 @@ func (x *Exclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exclusion.ProtoReflect.Descriptor instead.
 func (*Exclusion) Descriptor() ([]byte, []int) {
-	return file_xds_node_nodev1_node_policy_proto_rawDescGZIP(), []int{2}
+	return file_xds_node_nodev1_node_policy_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Exclusion) GetRuleId() int32 {
@@ -287,10 +362,15 @@ var File_xds_node_nodev1_node_policy_proto protoreflect.FileDescriptor
 
 const file_xds_node_nodev1_node_policy_proto_rawDesc = "" +
 	"\n" +
-	"!xds/node/nodev1/node_policy.proto\x12\x17periscope.node.v1alpha1\"l\n" +
+	"!xds/node/nodev1/node_policy.proto\x12\x17periscope.node.v1alpha1\"\xb2\x01\n" +
 	"\rNodePolicySet\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\tR\brevision\x12?\n" +
-	"\bpolicies\x18\x02 \x03(\v2#.periscope.node.v1alpha1.NodePolicyR\bpolicies\"\x85\x02\n" +
+	"\bpolicies\x18\x02 \x03(\v2#.periscope.node.v1alpha1.NodePolicyR\bpolicies\x12D\n" +
+	"\bgateways\x18\x03 \x03(\v2(.periscope.node.v1alpha1.GatewaySettingsR\bgateways\"c\n" +
+	"\x0fGatewaySettings\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\tR\agateway\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\tR\brevision\x12\x1a\n" +
+	"\bsettings\x18\x03 \x01(\fR\bsettings\"\x85\x02\n" +
 	"\n" +
 	"NodePolicy\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -324,22 +404,24 @@ func file_xds_node_nodev1_node_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_node_nodev1_node_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_xds_node_nodev1_node_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_xds_node_nodev1_node_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_xds_node_nodev1_node_policy_proto_goTypes = []any{
-	(Mode)(0),             // 0: periscope.node.v1alpha1.Mode
-	(*NodePolicySet)(nil), // 1: periscope.node.v1alpha1.NodePolicySet
-	(*NodePolicy)(nil),    // 2: periscope.node.v1alpha1.NodePolicy
-	(*Exclusion)(nil),     // 3: periscope.node.v1alpha1.Exclusion
+	(Mode)(0),               // 0: periscope.node.v1alpha1.Mode
+	(*NodePolicySet)(nil),   // 1: periscope.node.v1alpha1.NodePolicySet
+	(*GatewaySettings)(nil), // 2: periscope.node.v1alpha1.GatewaySettings
+	(*NodePolicy)(nil),      // 3: periscope.node.v1alpha1.NodePolicy
+	(*Exclusion)(nil),       // 4: periscope.node.v1alpha1.Exclusion
 }
 var file_xds_node_nodev1_node_policy_proto_depIdxs = []int32{
-	2, // 0: periscope.node.v1alpha1.NodePolicySet.policies:type_name -> periscope.node.v1alpha1.NodePolicy
-	0, // 1: periscope.node.v1alpha1.NodePolicy.mode:type_name -> periscope.node.v1alpha1.Mode
-	3, // 2: periscope.node.v1alpha1.NodePolicy.exclusions:type_name -> periscope.node.v1alpha1.Exclusion
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 0: periscope.node.v1alpha1.NodePolicySet.policies:type_name -> periscope.node.v1alpha1.NodePolicy
+	2, // 1: periscope.node.v1alpha1.NodePolicySet.gateways:type_name -> periscope.node.v1alpha1.GatewaySettings
+	0, // 2: periscope.node.v1alpha1.NodePolicy.mode:type_name -> periscope.node.v1alpha1.Mode
+	4, // 3: periscope.node.v1alpha1.NodePolicy.exclusions:type_name -> periscope.node.v1alpha1.Exclusion
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_xds_node_nodev1_node_policy_proto_init() }
@@ -353,7 +435,7 @@ func file_xds_node_nodev1_node_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_node_nodev1_node_policy_proto_rawDesc), len(file_xds_node_nodev1_node_policy_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
