@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"mirror/topology":  {"mirror", "policy"},
 	"mirror/rollout":   {},
 	"xds":              {"mirror"},
-	"xds/gateway":      {"xds", "mirror", "mirror/event"},
+	"xds/gateway":      {"xds", "mirror", "mirror/event", "policy"},
 	"xds/istiod":       {},
 	"xds/mcp":          {"xds", "xds/gateway", "mirror", "policy"},
 	"xds/node":         {"xds", "xds/node/nodev1", "mirror", "policy"},

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -33,6 +34,13 @@ const (
 	// whatever its gRPC service says (Envoy 1.40): without this, those to a node
 	// that stalls would stay, and take all of the requests above.
 	mirrorMaxDuration = 1500 * time.Millisecond
+
+	// By ext_proc each exchange under way is a request in flight. Those beyond
+	// are not copied, and Envoy counts them.
+	streamMaxRequests = 1024
+	// Envoy slows users' bodies down to what a node takes of them. One that takes
+	// nothing at all is cut off after twice this time.
+	streamKeepalive = time.Second
 
 	// A node that fails so often in a row is left out for a while; at most half
 	// of the nodes are, so never the only one.
@@ -51,7 +59,7 @@ func clusters(c Config, up upstream) ([]xds.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := mirrorCluster()
+	m, err := mirrorCluster(policy.TransportLua)
 	if err != nil {
 		return nil, err
 	}
@@ -133,11 +141,11 @@ func file(name string) *core.DataSource {
 // FixedMirrorCluster is the mirror cluster with its endpoints in it, for
 // gateways that aren't served endpoints by us: changed nodes are a changed
 // cluster there. Names are looked up by Envoy.
-func FixedMirrorCluster(nodes []mirror.Endpoint) (*cluster.Cluster, error) {
+func FixedMirrorCluster(nodes []mirror.Endpoint, transport policy.Transport) (*cluster.Cluster, error) {
 	if err := checkEndpoints(nodes); err != nil {
 		return nil, err
 	}
-	out, err := mirrorCluster()
+	out, err := mirrorCluster(transport)
 	if err != nil {
 		return nil, err
 	}
@@ -155,11 +163,16 @@ func FixedMirrorCluster(nodes []mirror.Endpoint) (*cluster.Cluster, error) {
 // mirrorCluster says nothing of endpoints: where we serve them, nodes come and
 // go by EDS alone, as a changed cluster would be warmed anew. Nothing is
 // retried: the plugin's calls carry no retry policy.
-func mirrorCluster() (*cluster.Cluster, error) {
+func mirrorCluster(transport policy.Transport) (*cluster.Cluster, error) {
+	http2, requests, pending := &core.Http2ProtocolOptions{}, uint32(MirrorMaxRequests), uint32(MirrorMaxPending)
+	if transport == policy.TransportExtProc {
+		requests, pending = streamMaxRequests, streamMaxRequests
+		http2.ConnectionKeepalive = &core.KeepaliveSettings{Interval: durationpb.New(streamKeepalive), Timeout: durationpb.New(streamKeepalive)}
+	}
 	options, err := httpOptions(&upstreamhttp.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxStreamDuration: durationpb.New(mirrorMaxDuration)},
 		UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
-			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}},
+			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: http2},
 		}},
 	})
 	if err != nil {
@@ -172,8 +185,8 @@ func mirrorCluster() (*cluster.Cluster, error) {
 		TypedExtensionProtocolOptions: options,
 		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
 			MaxConnections:     wrapperspb.UInt32(MirrorMaxConnections),
-			MaxPendingRequests: wrapperspb.UInt32(MirrorMaxPending),
-			MaxRequests:        wrapperspb.UInt32(MirrorMaxRequests),
+			MaxPendingRequests: wrapperspb.UInt32(pending),
+			MaxRequests:        wrapperspb.UInt32(requests),
 			MaxRetries:         wrapperspb.UInt32(0),
 			TrackRemaining:     true,
 		}}},

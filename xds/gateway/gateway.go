@@ -24,6 +24,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -125,11 +126,36 @@ func (m *Maker) snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, erro
 	if err != nil {
 		return nil, err
 	}
+	if plan.Settings.Transport == policy.TransportExtProc {
+		return streaming(s, plan)
+	}
 	settings, err := SettingsExtension(plan.Settings.Encode())
 	if err != nil {
 		return nil, err
 	}
 	return s.With(resource.ExtensionConfigType, xds.Message{Name: SettingsFilter, Message: settings})
+}
+
+// streaming puts the ext_proc filter in the plugin's place, and nothing into the
+// settings' filter: nodes have the settings by other means.
+func streaming(s *xds.Snapshot, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
+	stream, err := StreamExtension(plan)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := SettingsExtension("")
+	if err != nil {
+		return nil, err
+	}
+	m, err := mirrorCluster(policy.TransportExtProc)
+	if err != nil {
+		return nil, err
+	}
+	discoverEndpoints(m)
+	if s, err = s.With(resource.ClusterType, xds.Message{Name: MirrorCluster, Message: m}); err != nil {
+		return nil, err
+	}
+	return s.With(resource.ExtensionConfigType, xds.Message{Name: SettingsFilter, Message: settings}, xds.Message{Name: PluginFilter, Message: stream})
 }
 
 // base is what gateways with these nodes have in common; most of it they have

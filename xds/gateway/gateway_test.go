@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -27,6 +28,14 @@ var testGateway = mirror.Gateway{Namespace: "default", Name: "gateway"}
 // testSettings are few: what they encode to is package mirror's to test.
 func testPlan(endpoints ...mirror.Endpoint) mirror.GatewayPlan {
 	return mirror.GatewayPlan{Gateway: testGateway, Endpoints: endpoints}
+}
+
+// streamingPlan is of a gateway by ext_proc.
+func streamingPlan(share int) mirror.GatewayPlan {
+	p := testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050})
+	p.Settings = mirror.Settings{Gateway: "default/100%", Transport: policy.TransportExtProc, Mode: policy.ModeMonitor, SharePPM: share, Mask: policy.Mask{Headers: []string{"cookie"}},
+		Next: []mirror.Settings{{Mode: policy.ModeOff, SharePPM: mirror.Everything, Mask: policy.Mask{Headers: []string{"authorization", "cookie"}}}}}
+	return p
 }
 
 func golden(t *testing.T, file string, got []byte) {
@@ -93,6 +102,8 @@ func TestSnapshotGoldens(t *testing.T) {
 	}{
 		"both-listeners":        {both, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050}, mirror.Endpoint{Host: "2001:db8::1", Port: 5051})},
 		"no-nodes":              {base, testPlan()},
+		"extproc":               {base, streamingPlan(mirror.Everything)},
+		"extproc-share":         {base, streamingPlan(250_000)},
 		"upstream-name":         {with(base, "http://api.example.com", ""), testPlan()},
 		"upstream-localhost":    {with(base, "http://localhost:3000/", ""), testPlan()},
 		"upstream-tls":          {with(base, "https://api.example.com", "/etc/ssl/ca.pem"), testPlan()},
@@ -348,7 +359,7 @@ func TestParts(t *testing.T) {
 		"a name":    {[]mirror.Endpoint{{Host: "10.0.0.1", Port: 1}, {Host: "node.example", Port: 2}}, cluster.Cluster_STRICT_DNS, ""},
 		"no host":   {[]mirror.Endpoint{{Port: 1}}, 0, "can't be used"},
 	} {
-		c, err := FixedMirrorCluster(tc.nodes)
+		c, err := FixedMirrorCluster(tc.nodes, policy.TransportLua)
 		if tc.fault != "" {
 			if err == nil || !strings.Contains(err.Error(), tc.fault) {
 				t.Errorf("%s: error is %v", name, err)

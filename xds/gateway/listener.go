@@ -7,6 +7,8 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matching "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
+	extproc "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	metadata "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_metadata/v3"
@@ -140,12 +142,13 @@ func Filters(wait time.Duration) ([]*hcm.HttpFilter, error) {
 	filters := make([]*hcm.HttpFilter, 0, 3)
 	for _, f := range []struct {
 		name  string
-		empty proto.Message // in force until the real one comes, or if it is refused
+		empty proto.Message   // in force until the real one comes, or if it is refused
+		other []proto.Message // what else may come: another transport touches no listener
 	}{
-		{SettingsFilter, settings},
-		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n")},
+		{SettingsFilter, settings, nil},
+		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n"), []proto.Message{&extproc.ExternalProcessor{}, &matching.ExtensionWithMatcher{}}},
 	} {
-		filter, err := discovered(f.name, f.empty, wait)
+		filter, err := discovered(f.name, f.empty, wait, f.other...)
 		if err != nil {
 			return nil, err
 		}
@@ -156,12 +159,12 @@ func Filters(wait time.Duration) ([]*hcm.HttpFilter, error) {
 
 // discovered is a filter whose configuration comes by ECDS. Whatever becomes
 // of that, the listener works: empty stands in.
-func discovered(name string, empty proto.Message, wait time.Duration) (*hcm.HttpFilter, error) {
+func discovered(name string, empty proto.Message, wait time.Duration, other ...proto.Message) (*hcm.HttpFilter, error) {
 	typed, err := pack(empty)
 	if err != nil {
 		return nil, err
 	}
-	discovery := &core.ExtensionConfigSource{ConfigSource: ads(nil), DefaultConfig: typed, TypeUrls: []string{typed.GetTypeUrl()}}
+	discovery := &core.ExtensionConfigSource{ConfigSource: ads(nil), DefaultConfig: typed, TypeUrls: append([]string{typed.GetTypeUrl()}, typeURLs(other...)...)}
 	if wait > 0 {
 		discovery.ConfigSource = ads(durationpb.New(wait))
 	} else {

@@ -13,6 +13,7 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 )
 
@@ -56,15 +57,20 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	if err != nil {
 		return nil, err
 	}
+	encoded, version := g.Settings.Encode(), plugin.Version
 	code, err := b.pluginPatch(plugin)
+	if g.Settings.Transport == policy.TransportExtProc { // nodes have the settings by other means
+		encoded, version = "", string(policy.TransportExtProc)
+		code, err = streamPatch(g)
+	}
 	if err != nil {
 		return nil, err
 	}
-	cluster, err := b.clusterPatch(nodes)
+	cluster, err := b.clusterPatch(nodes, g.Settings.Transport)
 	if err != nil {
 		return nil, err
 	}
-	s, err := gateway.SettingsExtension(g.Settings.Encode())
+	s, err := gateway.SettingsExtension(encoded)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +90,7 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 		}
 	}
 	return []resource{
-		envoyFilter("-plugin", map[string]string{gatewayNote: clean(gw.ID()), pluginNote: clean(plugin.Version)},
+		envoyFilter("-plugin", map[string]string{gatewayNote: clean(gw.ID()), pluginNote: clean(version)},
 			append(patches[:len(patches):len(patches)], logs, code, cluster)...),
 		envoyFilter("-settings", map[string]string{gatewayNote: clean(gw.ID()), policyNote: clean(g.PolicyIDs()), policyRevNote: revisions(g)}, settings),
 	}, nil
@@ -142,12 +148,22 @@ func (b *builder) pluginPatch(plugin Plugin) (*networking.EnvoyFilter_EnvoyConfi
 	return p, nil
 }
 
-func (b *builder) clusterPatch(nodes []mirror.Endpoint) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
-	key := fmt.Sprint(nodes)
+// streamPatch stands where the plugin's would: by it, each edit of a policy
+// changes that resource too, which holds no code then.
+func streamPatch(g mirror.GatewayPlan) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	e, err := gateway.StreamExtension(g)
+	if err != nil {
+		return nil, err
+	}
+	return patch(networking.EnvoyFilter_EXTENSION_CONFIG, networking.EnvoyFilter_Patch_ADD, e)
+}
+
+func (b *builder) clusterPatch(nodes []mirror.Endpoint, transport policy.Transport) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	key := fmt.Sprint(transport, nodes)
 	if p := b.clusters[key]; p != nil {
 		return p, nil
 	}
-	c, err := gateway.FixedMirrorCluster(nodes)
+	c, err := gateway.FixedMirrorCluster(nodes, transport)
 	if err != nil {
 		return nil, err
 	}

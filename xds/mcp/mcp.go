@@ -257,6 +257,9 @@ func (b *builder) gateway(g mirror.GatewayPlan) ([]resource, error) {
 		return nil, err
 	}
 	if b.config.Form == FormTrafficExtension {
+		if g.Settings.Transport == policy.TransportExtProc {
+			return nil, fmt.Errorf("a TrafficExtension carries Lua only: transport %s takes the form %s", policy.TransportExtProc, FormEnvoyFilter)
+		}
 		return b.trafficExtension(g, nodes)
 	}
 	return b.envoyFilters(g, nodes)

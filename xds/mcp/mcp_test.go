@@ -512,6 +512,7 @@ func TestGolden(t *testing.T) {
 	}{
 		"envoyfilter":          {mcp.FormEnvoyFilter, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}, {Host: "fd00::9", Port: 5050}}},
 		"envoyfilter-dns":      {mcp.FormEnvoyFilter, ipAndName},
+		"envoyfilter-extproc":  {mcp.FormEnvoyFilter, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}},
 		"trafficextension":     {mcp.FormTrafficExtension, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}},
 		"trafficextension-dns": {mcp.FormTrafficExtension, ipAndName},
 	} {
