@@ -190,10 +190,8 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 		h.cfg.Joiner.Join(gateway, b)
 	}
 	a := answer{}
-	a.Accepted, a.Dropped = h.cfg.Ring.Push(b, gateway, received, len(body))
+	a.Accepted, a.Dropped = h.Queue(b, gateway, received, len(body))
 	h.metrics.bytes.Add(float64(len(body)))
-	h.metrics.events.WithLabelValues("accepted").Add(float64(a.Accepted))
-	h.metrics.events.WithLabelValues("dropped_ring_full").Add(float64(a.Dropped))
 	for _, rej := range b.Rejected {
 		h.metrics.rejected.WithLabelValues(string(rej.Err.Reason)).Inc()
 		if len(a.Rejected) < 16 {
@@ -205,6 +203,15 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 		return http.StatusBadRequest, a
 	}
 	return http.StatusAccepted, a
+}
+
+// Queue puts a batch's events into the ring, or drops and counts them: those of
+// requests, and those that come by other ways. size is the batch's memory.
+func (h *Handler) Queue(b *event.Batch, gateway string, received time.Time, size int) (accepted, dropped int) {
+	accepted, dropped = h.cfg.Ring.Push(b, gateway, received, size)
+	h.metrics.events.WithLabelValues("accepted").Add(float64(accepted))
+	h.metrics.events.WithLabelValues("dropped_ring_full").Add(float64(dropped))
+	return accepted, dropped
 }
 
 func (h *Handler) refuse(status int, reason, problem string) (int, answer) {

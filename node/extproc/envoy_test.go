@@ -1,0 +1,760 @@
+package extproc_test
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/lua"
+	"github.com/periscope-mesh/periscope/node/extproc"
+	"github.com/periscope-mesh/periscope/node/ingest"
+	"github.com/periscope-mesh/periscope/policy"
+	"github.com/periscope-mesh/periscope/test/envoytest"
+	"github.com/periscope-mesh/periscope/test/logtest"
+	"github.com/periscope-mesh/periscope/xds"
+	"github.com/periscope-mesh/periscope/xds/gateway"
+)
+
+// rig is a real Envoy, configured by the control plane's own snapshot, between a
+// client and an upstream, with a node's port behind it.
+type rig struct {
+	t            *testing.T
+	config       gateway.Config
+	plan         mirror.GatewayPlan
+	server       *xds.Server
+	xdsAddr      string
+	admin        string
+	log          *logtest.Buffer
+	client       *http.Client
+	node         *http.Server
+	nodeListener net.Listener
+	registry     *prometheus.Registry
+
+	mu     sync.Mutex
+	known  map[string][]byte // settings by revision
+	newest string
+	events []taken
+}
+
+// taken is what a node hands on to analysis.
+type taken struct {
+	header  event.Header
+	event   event.Event
+	gateway string
+}
+
+func newRig(t *testing.T, upstream http.Handler, change func(*rig)) *rig {
+	t.Helper()
+	r := &rig{t: t, admin: envoytest.FreeAddr(t), log: &logtest.Buffer{}, known: map[string][]byte{}, registry: prometheus.NewRegistry()}
+	up := httptest.NewUnstartedServer(upstream)
+	up.Config.Protocols = new(http.Protocols)
+	up.Config.Protocols.SetHTTP1(true)
+	up.Config.Protocols.SetUnencryptedHTTP2(true)
+	up.Start()
+	t.Cleanup(up.Close)
+	r.serveNode()
+	port := r.nodeListener.Addr().(*net.TCPAddr).Port
+	gw := mirror.Gateway{Namespace: "default", Name: "gateway"}
+	p := policy.Default()
+	r.config = gateway.Config{HTTP: envoytest.FreeAddr(t), Upstream: up.URL, Plugin: lua.Embedded().Code}
+	r.plan = mirror.GatewayPlan{Gateway: gw, Policy: p.ID(), Endpoints: []mirror.Endpoint{{Host: "127.0.0.1", Port: port}}, Settings: mirror.Settings{
+		Gateway: gw.ID(), PolicyID: p.ID(), PolicyRev: "r1", Mode: policy.ModeMonitor, Transport: policy.TransportExtProc, SharePPM: mirror.Everything,
+		Request: policy.BodyLimit{MaxBytes: 1 << 10, ContentTypes: []string{"*/*"}}, Response: policy.BodyLimit{MaxBytes: 1 << 10, ContentTypes: p.Spec.Body.Response.ContentTypes},
+		Mask: p.Spec.Mask,
+	}}
+	if change != nil {
+		change(r)
+	}
+	r.serveXDS()
+	r.push()
+	r.startEnvoy()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 1}
+	t.Cleanup(transport.CloseIdleConnections)
+	r.client = &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	envoytest.Eventually(t, 20*time.Second, "exchanges are mirrored", func() bool {
+		res, err := r.client.Get(r.url("/warm"))
+		if err != nil {
+			return false
+		}
+		_ = res.Body.Close()
+		return len(r.taken("/warm")) > 0 || r.plan.Settings.StreamPPM() < mirror.Everything
+	})
+	return r
+}
+
+func (r *rig) url(path string) string { return "http://" + r.config.HTTP + path }
+
+func (r *rig) serveNode() {
+	r.t.Helper()
+	ring := ingest.NewRing(4096, 64<<20)
+	batches, err := ingest.New(ingest.Config{Ring: ring, Authenticator: ingest.Trusting{}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	streams, err := extproc.New(extproc.Config{
+		Settings: func(_, revision string) (string, []byte, bool) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if raw, ok := r.known[revision]; ok {
+				return revision, raw, true
+			}
+			return r.newest, r.known[r.newest], r.newest != ""
+		},
+		Queue:        func(b *event.Batch, g string, at time.Time, size int) { batches.Queue(b, g, at, size) },
+		Authenticate: ingest.Trusting{}.Authenticate, Registerer: r.registry, MaxWait: 3 * time.Second,
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			x, ok := ring.Pop(ctx)
+			if !ok {
+				return
+			}
+			r.mu.Lock()
+			r.events = append(r.events, taken{*x.Header, *x.Event, x.Gateway})
+			r.mu.Unlock()
+			x.Done()
+		}
+	}()
+	mux := http.NewServeMux()
+	mux.Handle("/", batches)
+	mux.Handle(extproc.Path, streams)
+	if r.nodeListener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		r.t.Fatal(err)
+	}
+	r.node = ingest.Server(mux, slog.New(slog.DiscardHandler))
+	go func() { _ = r.node.Serve(r.nodeListener) }()
+	r.t.Cleanup(func() { _ = r.node.Close(); cancel(); <-done })
+}
+
+func (r *rig) serveXDS() {
+	r.t.Helper()
+	var err error
+	if r.server, err = xds.New(xds.Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()}); err != nil {
+		r.t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	g := xds.NewGRPCServer()
+	r.server.Register(g)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = g.Serve(l) }()
+	r.t.Cleanup(func() { g.Stop(); <-done })
+	r.xdsAddr = l.Addr().String()
+}
+
+// push serves what follows from the plan, and has the node know its settings.
+func (r *rig) push() {
+	r.t.Helper()
+	raw, err := json.Marshal(r.plan.Settings)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.newest = r.plan.Settings.Revision()
+	r.known[r.newest] = raw
+	r.mu.Unlock()
+	s, err := gateway.Snapshot(r.config, r.plan)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.server.SetSnapshot(xds.GatewayKey(r.plan.Gateway.ID()), s)
+}
+
+func (r *rig) startEnvoy() {
+	r.t.Helper()
+	boot, err := gateway.Bootstrap(gateway.BootstrapConfig{Gateway: r.plan.Gateway, XDS: r.xdsAddr, Admin: r.admin})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	file := filepath.Join(r.t.TempDir(), "bootstrap.json")
+	if err := os.WriteFile(file, boot, 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	cmd := exec.Command(envoytest.Path(r.t), "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart")
+	cmd.Stdout, cmd.Stderr = r.log, r.log
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if r.t.Failed() {
+			r.t.Logf("Envoy's log:\n%s", r.log)
+		}
+	})
+}
+
+// taken gives the events of a path.
+func (r *rig) taken(path string) (out []taken) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		if value(e.event.Request.Headers, ":path") == path {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// one waits for the one event of a path.
+func (r *rig) one(path string) event.Event {
+	r.t.Helper()
+	envoytest.Eventually(r.t, 10*time.Second, "the event of "+path, func() bool { return len(r.taken(path)) > 0 })
+	all := r.taken(path)
+	if len(all) != 1 {
+		r.t.Fatalf("%d events of %s", len(all), path)
+	}
+	return all[0].event
+}
+
+// stats reads Envoy's counters and gauges.
+func (r *rig) stats(filter string) map[string]int64 {
+	r.t.Helper()
+	res, err := http.Get("http://" + r.admin + "/stats?filter=" + filter)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	raw, _ := io.ReadAll(res.Body)
+	out := map[string]int64{}
+	for line := range strings.Lines(string(raw)) {
+		name, v, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		var n int64
+		if _, err := fmt.Sscan(v, &n); err == nil {
+			out[name] = n
+		}
+	}
+	return out
+}
+
+func value(fields []event.Field, name string) string {
+	for _, f := range fields {
+		if string(f.Name) == name {
+			return string(f.Value)
+		}
+	}
+	return ""
+}
+
+func text(fields []event.Field) string {
+	var b strings.Builder
+	for _, f := range fields {
+		fmt.Fprintf(&b, "%s: %q\n", f.Name, f.Value)
+	}
+	return b.String()
+}
+
+// comparable is what is the same by both transports.
+func comparable(e event.Event) event.Event {
+	e.N, e.StartUS, e.HeadersUS, e.EndUS, e.RequestEndUS, e.Source = 0, 0, 0, 0, 0, ""
+	// Lua doesn't know Envoy's own account, and where a masked header stood is not
+	// told by ext_proc.
+	e.ResponseFlags, e.ResponseDetails = "", ""
+	e.Flags &^= event.FlagResponseOpen
+	e.Request.Headers = slices.DeleteFunc(e.Request.Headers, func(f event.Field) bool { return string(f.Name) == "authorization" })
+	e.Response.Headers = slices.DeleteFunc(e.Response.Headers, func(f event.Field) bool { return string(f.Name) == "date" })
+	for _, list := range []*[]event.Field{&e.Request.Headers, &e.Request.Trailers, &e.Response.Headers, &e.Response.Trailers} {
+		if len(*list) == 0 {
+			*list = nil
+		}
+	}
+	return e
+}
+
+// show writes an event for comparison.
+func show(e event.Event) string {
+	var b strings.Builder
+	for _, m := range []*event.Message{&e.Request, &e.Response} {
+		fmt.Fprintf(&b, "%sbody %d %q\ntrailers\n%s\n", text(m.Headers), m.BodyBytes, m.Body, text(m.Trailers))
+	}
+	e.Request, e.Response = event.Message{}, event.Message{}
+	fmt.Fprintf(&b, "%+v\n", e)
+	return b.String()
+}
+
+// upstream answers as a path asks.
+func upstream(w http.ResponseWriter, req *http.Request) {
+	switch req.URL.Path {
+	case "/upgrade":
+		conn, buf, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = buf.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_ = buf.Flush()
+		_, _ = io.Copy(conn, buf) // echo
+		return
+	case "/none":
+		w.WriteHeader(http.StatusNoContent)
+		return
+	case "/image":
+		w.Header().Set("Content-Type", "image/png")
+	case "/events":
+		w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+		for i := range 3 {
+			fmt.Fprintf(w, "data: %d\n\n", i)
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(20 * time.Millisecond)
+		}
+		return
+	case "/slow":
+		time.Sleep(500 * time.Millisecond)
+		w.Header().Set("Content-Type", "text/plain")
+	case "/trickle":
+		w.Header().Set("Content-Type", "text/plain")
+		fmt.Fprint(w, "the beginning")
+		_ = http.NewResponseController(w).Flush()
+		<-req.Context().Done()
+		return
+	default:
+		w.Header().Set("Content-Type", "application/json")
+	}
+	body, _ := io.ReadAll(req.Body)
+	w.Header().Add("Set-Cookie", "a=1")
+	w.Header().Add("Set-Cookie", "b=2")
+	w.Header().Set("X-Bytes", "caf\xe9")
+	if len(req.Trailer) > 0 {
+		w.Header().Set("Trailer", "X-Sum")
+		defer w.Header().Set("X-Sum", "7")
+	}
+	fmt.Fprintf(w, "%s %d ", req.URL.Path, len(body))
+	if n := req.Header.Get("X-Want"); n != "" {
+		size, _ := strconv.Atoi(n)
+		_, _ = w.Write(bytes.Repeat([]byte("r"), size))
+	}
+}
+
+func (r *rig) do(client *http.Client, req *http.Request) string {
+	r.t.Helper()
+	res, err := client.Do(req)
+	if err != nil {
+		r.t.Fatalf("%s %s: %v", req.Method, req.URL, err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		r.t.Fatalf("%s %s: %v", req.Method, req.URL, err)
+	}
+	return fmt.Sprintf("%d %d %v", res.StatusCode, len(b), res.Trailer)
+}
+
+// upgrade opens a WebSocket's connection and has a text echoed.
+func (r *rig) upgrade(path string) net.Conn {
+	r.t.Helper()
+	conn, err := net.Dial("tcp", r.config.HTTP)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: shop.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", path)
+	in := bufio.NewReader(conn)
+	res, err := http.ReadResponse(in, nil)
+	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+		r.t.Fatalf("upgrade: %v %v", res, err)
+	}
+	return conn
+}
+
+func (r *rig) echo(conn net.Conn, text string) {
+	r.t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	got := make([]byte, len(text))
+	if _, err := io.WriteString(conn, text); err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != text {
+		r.t.Fatalf("echoed %q, %v", got, err)
+	}
+}
+
+// The same exchanges give the same events by both transports, and what users and
+// upstreams see is the same.
+func TestEnvoySameEvents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(upstream), nil)
+	h2 := &http.Transport{Protocols: new(http.Protocols)}
+	h2.Protocols.SetUnencryptedHTTP2(true)
+	defer h2.CloseIdleConnections()
+	over2 := &http.Client{Transport: h2, Timeout: 20 * time.Second}
+	type call struct {
+		name, method, path string
+		body               int
+		want               string // bytes of the response
+		header             http.Header
+		client             *http.Client
+		trailers           bool
+	}
+	calls := []call{
+		{name: "get", method: "GET", path: "/get?q=%27%20or%201=1&b=%ff"},
+		{name: "body", method: "POST", path: "/body", body: 1000, want: "900"},
+		{name: "cut", method: "POST", path: "/cut", body: 100_000, want: "100000"},
+		{name: "exact", method: "POST", path: "/exact", body: 1024},
+		{name: "duplicates", method: "GET", path: "/dup", header: http.Header{"X-A": {"1", "2", ""}, "Cookie": {"a=1", "b=2"}, "Authorization": {"Bearer secret"}, "X-Raw": {"caf\xe9"}}},
+		{name: "skipped", method: "GET", path: "/image", want: "500"},
+		{name: "empty", method: "GET", path: "/none"},
+		{name: "head", method: "HEAD", path: "/head"},
+		{name: "events", method: "GET", path: "/events"},
+		{name: "many lines", method: "GET", path: "/many", header: http.Header{"X-M": slices.Repeat([]string{"v"}, 80)}},
+		{name: "HTTP/2", method: "POST", path: "/h2", body: 5000, want: "5000", client: over2},
+		{name: "trailers", method: "POST", path: "/trailers", body: 100, client: over2, trailers: true},
+	}
+	run := func(c call) string {
+		var body io.Reader
+		if c.body > 0 {
+			body = bytes.NewReader(bytes.Repeat([]byte("q"), c.body))
+		}
+		if c.trailers {
+			body = io.MultiReader(body) // of unknown length
+		}
+		req, err := http.NewRequest(c.method, r.url(c.path), body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = "shop.example:8080"
+		for k, v := range c.header {
+			req.Header[k] = v
+		}
+		if c.want != "" {
+			req.Header.Set("X-Want", c.want)
+		}
+		if c.trailers {
+			req.Trailer = http.Header{"X-Sum": {"5"}}
+		}
+		return r.do(cmp.Or(c.client, r.client), req)
+	}
+	streamed, seen := map[string]event.Event{}, map[string]string{}
+	for _, c := range calls {
+		seen[c.name] = run(c)
+		streamed[c.name] = r.one(c.path)
+	}
+	conn := r.upgrade("/upgrade")
+	r.echo(conn, "by ext_proc")
+	streamed["upgrade"] = r.one("/upgrade")
+	r.echo(conn, "after the event")
+
+	r.change(policy.TransportLua)
+	for _, c := range append(calls, call{name: "upgrade", path: "/upgrade"}) {
+		if c.name == "upgrade" {
+			r.echo(conn, "by ext_proc, though the transport is another")
+			r.echo(r.upgrade("/upgrade"), "by Lua")
+		} else if got := run(c); got != seen[c.name] {
+			t.Errorf("%s: users see %s by ext_proc, %s by Lua", c.name, seen[c.name], got)
+		}
+		if diff := gocmp.Diff(show(comparable(r.one(c.path))), show(comparable(streamed[c.name]))); diff != "" {
+			t.Errorf("%s: -Lua +ext_proc\n%s", c.name, diff)
+		}
+	}
+}
+
+// change changes the transport and waits until it is in force; events of before
+// are forgotten.
+func (r *rig) change(to policy.Transport) {
+	r.t.Helper()
+	r.plan.Settings.Transport = to
+	if to == policy.TransportLua {
+		r.plan.Settings.Transport = ""
+	}
+	r.push()
+	want := map[policy.Transport]string{policy.TransportLua: "0.", policy.TransportExtProc: extproc.Plugin}[to]
+	envoytest.Eventually(r.t, 20*time.Second, "exchanges come by "+string(to), func() bool {
+		res, err := r.client.Get(r.url("/change"))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		for _, e := range r.taken("/change") {
+			if strings.HasPrefix(e.header.Plugin, want) {
+				r.mu.Lock()
+				r.events = nil
+				r.mu.Unlock()
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// stall has the node take nothing that comes, and gives what ends it.
+func (r *rig) stall() (end func()) {
+	r.t.Helper()
+	port := envoytest.FreeAddr(r.t)
+	l, err := net.Listen("tcp", port)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var conns []net.Conn
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns = append(conns, c)
+			mu.Unlock()
+		}
+	}()
+	_, p, _ := net.SplitHostPort(port)
+	n, _ := strconv.Atoi(p)
+	before := r.plan.Endpoints
+	r.plan.Endpoints = []mirror.Endpoint{{Host: "127.0.0.1", Port: n}}
+	r.push()
+	return func() {
+		_ = l.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range conns {
+			_ = c.Close()
+		}
+		r.plan.Endpoints = before
+		r.push()
+	}
+}
+
+// A node that takes nothing holds a user's large body no longer than it takes
+// Envoy to find that out, and no small one at all.
+func TestEnvoyStalledNode(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(upstream), nil)
+	end := r.stall()
+	defer end()
+	envoytest.Eventually(t, 10*time.Second, "the gateway has the node that takes nothing", func() bool {
+		return r.stats("cluster.periscope_mirror.membership_change$")["cluster.periscope_mirror.membership_change"] > 1
+	})
+	for _, tc := range []struct {
+		bytes int
+		most  time.Duration
+	}{{1000, time.Second}, {100_000, time.Second}, {50_000_000, 10 * time.Second}} {
+		req, _ := http.NewRequest(http.MethodPost, r.url("/stall"), bytes.NewReader(make([]byte, tc.bytes)))
+		from := time.Now()
+		if got := r.do(r.client, req); !strings.HasPrefix(got, "200 ") {
+			t.Errorf("%d bytes: %s", tc.bytes, got)
+		}
+		took := time.Since(from)
+		t.Logf("%d bytes took %v", tc.bytes, took)
+		if took > tc.most {
+			t.Errorf("%d bytes took %v, more than %v", tc.bytes, took, tc.most)
+		}
+	}
+}
+
+// Envoy's own answers, and its account of them.
+func TestEnvoyNoUpstream(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(upstream), func(r *rig) { r.config.Upstream = "http://127.0.0.1:1" })
+	req, _ := http.NewRequest(http.MethodGet, r.url("/refused"), nil)
+	if got := r.do(r.client, req); !strings.HasPrefix(got, "503 ") {
+		t.Fatal(got)
+	}
+	e := r.one("/refused")
+	if value(e.Response.Headers, ":status") != "503" || e.ResponseFlags != "UF" || !strings.HasPrefix(e.ResponseDetails, "upstream_reset_before_response_started{") {
+		t.Errorf("event of Envoy's own answer:\n%s", show(e))
+	}
+}
+
+// What a user breaks off is an event of what there was.
+func TestEnvoyAborts(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(upstream), nil)
+	abort := func(path, body string, after func(net.Conn)) event.Event {
+		t.Helper()
+		conn, err := net.Dial("tcp", r.config.HTTP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 8\r\n\r\n%s", path, body)
+		after(conn)
+		_ = conn.Close()
+		return r.one(path)
+	}
+	e := abort("/slow", "half", func(net.Conn) { time.Sleep(100 * time.Millisecond) })
+	if want := event.FlagNoResponse | event.FlagRequestOpen; e.Flags != want || string(e.Request.Body) != "half" {
+		t.Errorf("before the response: flags %b, want %b, body %q", e.Flags, want, e.Request.Body)
+	}
+	e = abort("/trickle", "complete", func(c net.Conn) {
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		for got := ""; !strings.Contains(got, "the beginning"); {
+			b := make([]byte, 1024)
+			n, err := c.Read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += string(b[:n])
+		}
+	})
+	if want := event.FlagResponseOpen; e.Flags != want || string(e.Response.Body) != "the beginning" {
+		t.Errorf("amid the response: flags %b, want %b, body %q", e.Flags, want, e.Response.Body)
+	}
+}
+
+// A new share, and mode Off, take effect without a listener or a connection
+// touched; what was under way is taken to its end.
+func TestEnvoyShare(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(upstream), nil)
+	untouched := r.untouched()
+	slow := make(chan string, 1)
+	go func() {
+		req, _ := http.NewRequest(http.MethodGet, r.url("/slow"), nil)
+		slow <- r.do(&http.Client{Timeout: 20 * time.Second}, req)
+	}()
+	envoytest.Eventually(t, 10*time.Second, "the slow one is under way", func() bool {
+		return r.stats("ext_proc.periscope.streams_started$")["http.http.ext_proc.periscope.streams_started"] > 0 && r.open() == 1
+	})
+	const calls = 1000
+	for _, tc := range []struct {
+		share, least, most int
+		mode               policy.Mode
+	}{{300_000, 230, 370, policy.ModeMonitor}, {0, 0, 0, policy.ModeMonitor}, {mirror.Everything, 0, 0, policy.ModeOff}, {20_000, 2, 50, policy.ModeMonitor}, {mirror.Everything, calls, calls, policy.ModeMonitor}} {
+		r.plan.Settings.SharePPM, r.plan.Settings.Mode = tc.share, tc.mode
+		reload := r.stats("periscope.mirror.config_reload$")
+		r.push()
+		envoytest.Eventually(t, 10*time.Second, "the change is in force", func() bool {
+			now := r.stats("periscope.mirror.config_reload$")
+			return !maps.Equal(now, reload)
+		})
+		path := fmt.Sprintf("/share/%d/%s", tc.share, tc.mode)
+		for range calls {
+			req, _ := http.NewRequest(http.MethodGet, r.url(path), nil)
+			r.do(r.client, req)
+		}
+		envoytest.Eventually(t, 10*time.Second, "no stream is open", func() bool { return r.open() == 0 })
+		got := r.taken(path)
+		t.Logf("share %d, mode %s: %d of %d", tc.share, tc.mode, len(got), calls)
+		if len(got) < tc.least || len(got) > tc.most {
+			t.Errorf("share %d, mode %s: %d of %d events", tc.share, tc.mode, len(got), calls)
+		}
+		if len(got) > 0 && got[0].event.SharePPM != uint64(tc.share) {
+			t.Errorf("events carry the share %d, want %d", got[0].event.SharePPM, tc.share)
+		}
+	}
+	<-slow
+	if e := r.one("/slow"); e.Flags != 0 {
+		t.Errorf("what was under way has flags %b", e.Flags)
+	}
+	untouched()
+}
+
+// open is how many exchanges are under way at the node.
+func (r *rig) open() int {
+	r.t.Helper()
+	families, err := r.registry.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "periscope_extproc_open_exchanges" {
+			return int(f.GetMetric()[0].GetGauge().GetValue())
+		}
+	}
+	return -1
+}
+
+// untouched gives what checks that no listener was changed, and no connection
+// lost, since.
+func (r *rig) untouched() func() {
+	const filter = "listener_manager.listener_(added|modified|removed|create_success|in_place_updated)$|lds.config_reload$|^http.http.downstream_cx_(destroy|total)$|http.http.downstream_rq_rx_reset$"
+	before := r.stats(filter)
+	if len(before) < 6 {
+		r.t.Fatalf("statistics found: %v", before)
+	}
+	return func() {
+		r.t.Helper()
+		after := r.stats(filter)
+		for name, v := range before {
+			if strings.HasSuffix(name, "downstream_cx_total") || strings.HasSuffix(name, "downstream_cx_destroy") {
+				continue // of those that the test opened and closed itself
+			}
+			if after[name] != v {
+				r.t.Errorf("%s went from %d to %d", name, v, after[name])
+			}
+		}
+		if n := r.stats("http.http.downstream_cx_drain_close$")["http.http.downstream_cx_drain_close"]; n != 0 {
+			r.t.Errorf("%d connections were closed to drain", n)
+		}
+	}
+}
+
+// The transport changes live, back and forth, under load: no listener changes, no
+// connection ends, no user sees a fault, and what was under way goes on.
+func TestEnvoyTransportChange(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(upstream), nil)
+	untouched := r.untouched()
+	conn := r.upgrade("/upgrade")
+	defer conn.Close()
+	stop, done := make(chan struct{}), make(chan int)
+	load := &http.Client{Transport: &http.Transport{}, Timeout: 20 * time.Second}
+	defer load.CloseIdleConnections()
+	go func() {
+		n, reused := 0, true
+		for {
+			select {
+			case <-stop:
+				done <- n
+				return
+			default:
+			}
+			trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused || n == 0 }}
+			req, _ := http.NewRequestWithContext(httptrace.WithClientTrace(context.Background(), trace), http.MethodPost, r.url("/load"), bytes.NewReader(make([]byte, 5000)))
+			res, err := load.Do(req)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			b, err := io.ReadAll(res.Body)
+			_ = res.Body.Close()
+			if err != nil || res.StatusCode != http.StatusOK || !strings.HasPrefix(string(b), "/load 5000") {
+				t.Errorf("a user saw %d %q, %v", res.StatusCode, b, err)
+			}
+			if !reused {
+				t.Error("a connection was lost")
+			}
+			n++
+		}
+	}()
+	for range 3 {
+		for _, to := range []policy.Transport{policy.TransportLua, policy.TransportExtProc} {
+			r.change(to)
+			r.echo(conn, "still there by "+string(to))
+		}
+	}
+	close(stop)
+	t.Logf("%d exchanges meanwhile", <-done)
+	untouched()
+}

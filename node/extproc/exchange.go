@@ -1,0 +1,313 @@
+package extproc
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/event"
+)
+
+// Masker hides what a policy masks; package mirror/mask makes one. What it gives
+// may be what it was given, and false tells that nothing was hidden.
+type Masker interface {
+	Header(name, value []byte) ([]byte, bool)
+	Path(value []byte) ([]byte, bool)
+	Body(contentType string, body []byte) ([]byte, bool)
+}
+
+// exchange is one until its event is made.
+type exchange struct {
+	handler  *Handler
+	settings *mirror.Settings // of the policy that governs it
+	mask     Masker
+	started  time.Time // this node's clock
+	event    event.Event
+	request  part
+	response part
+	begun    bool // the response has
+	done     bool
+	held     int64 // bytes of copies, of the handler's budget
+}
+
+// part is one direction.
+type part struct {
+	message     *event.Message
+	contentType string
+	max         int // bytes of the body that are copied
+	ended       bool
+}
+
+// begin starts an exchange under the settings that govern it.
+func (h *Handler) begin(s *mirror.Settings, mask Masker, share int, m *message, now time.Time) *exchange {
+	x := &exchange{handler: h, settings: s, mask: mask, started: now}
+	x.request.message, x.response.message = &x.event.Request, &x.event.Response
+	e := &x.event
+	e.N, e.Policy, e.SharePPM = h.number.Add(1), s.PolicyID, uint64(share)
+	e.StartUS = uint64(startOf(m.attributes["request.time"].text, now).UnixMicro())
+	e.Source, e.Local = m.attributes["source.address"].text, m.attributes["destination.address"].text
+	e.Protocol, e.Route = m.attributes["request.protocol"].text, m.attributes["xds.route_name"].text
+	e.SNI, e.TLS = m.attributes["connection.requested_server_name"].text, m.attributes["connection.tls_version"].text
+	e.PeerSubject = m.attributes["connection.subject_peer_certificate"].text
+	for _, name := range []string{"connection.uri_san_peer_certificate", "connection.dns_san_peer_certificate"} {
+		if san := m.attributes[name].text; san != "" {
+			e.PeerSANs = append(e.PeerSANs, san)
+		}
+	}
+	x.headers(&x.request, m, "request")
+	if wants(s.Request.ContentTypes, x.request.contentType) {
+		x.request.max = int(s.Request.MaxBytes)
+	}
+	x.requestEnds(m.end, now)
+	return x
+}
+
+// startOf is the gateway's time of an exchange's start or, if it tells none that
+// can be, this node's.
+func startOf(text string, now time.Time) time.Time {
+	if t, err := time.Parse(time.RFC3339Nano, text); err == nil && t.After(now.Add(-24*time.Hour)) && t.Before(now.Add(24*time.Hour)) {
+		return t
+	}
+	return now
+}
+
+// take adds a message. It tells how many of its bytes are kept, and whether the
+// buffer behind it is.
+func (x *exchange) take(m *message, now time.Time) (kept int, aliased bool) {
+	switch m.kind {
+	case requestBody:
+		kept, aliased = x.body(&x.request, m)
+		x.requestEnds(m.end, now)
+	case requestTrailers:
+		kept, aliased = x.trailers(&x.request, m)
+		x.requestEnds(true, now)
+	case responseHeaders:
+		if x.begun {
+			return 0, false
+		}
+		return x.respond(m, now), true
+	case responseBody:
+		kept, aliased = x.body(&x.response, m)
+		x.responseEnds(m.end, now)
+	case responseTrailers:
+		kept, aliased = x.trailers(&x.response, m)
+		x.responseEnds(true, now)
+	}
+	return kept, aliased
+}
+
+func (x *exchange) requestEnds(end bool, now time.Time) {
+	if end && !x.request.ended {
+		x.request.ended = true
+		x.event.RequestEndUS = x.since(now)
+	}
+}
+
+func (x *exchange) responseEnds(end bool, now time.Time) {
+	if end {
+		x.response.ended = true
+		x.finish(now)
+	}
+}
+
+// respond takes the response's headers. Of streams, which may last for days, and
+// of responses whose body isn't copied, the event is made here.
+func (x *exchange) respond(m *message, now time.Time) int {
+	x.begun = true
+	e := &x.event
+	e.HeadersUS = x.since(now)
+	size := x.headers(&x.response, m, "response")
+	e.ResponseFlags = responseFlags(m.attributes["response.flags"].number)
+	if e.ResponseFlags != "" { // as the plugin's events have it: Envoy's account of what did not end well
+		e.ResponseDetails = m.attributes["response.code_details"].text
+	}
+	status := get(m.fields, ":status")
+	types := strings.ToLower(x.response.contentType)
+	switch {
+	case status == "101", strings.HasPrefix(types, "text/event-stream"), strings.HasPrefix(types, "application/grpc"):
+		e.Flags |= event.FlagStream
+		x.response.ended = m.end
+		x.finish(now)
+	case x.settings.Response.MaxBytes == 0 || !wants(x.settings.Response.ContentTypes, x.response.contentType):
+		e.Flags |= event.FlagResponseSkip
+		e.Response.BodyBytes, _ = strconv.ParseUint(get(m.fields, "content-length"), 10, 53)
+		x.response.ended = true // as far as it is looked at
+		x.finish(now)
+	default:
+		x.response.max = int(x.settings.Response.MaxBytes)
+		x.responseEnds(m.end, now)
+	}
+	return size
+}
+
+// headers takes the header lines of a direction, masked, and tells their size.
+func (x *exchange) headers(p *part, m *message, direction string) int {
+	p.contentType = get(m.fields, "content-type")
+	size := sizeOf(m.fields)
+	p.message.Headers = append(x.masked(m), x.withheld(m, direction)...)
+	return size
+}
+
+// withheld are the headers that masking kept in the gateway, which tells no more
+// than that they were there: a line for each, wherever and how often it stood.
+func (x *exchange) withheld(m *message, direction string) []event.Field {
+	var out []event.Field
+	for expression, v := range m.attributes {
+		quoted, ok := strings.CutSuffix(expression, " in "+direction+".headers")
+		if !ok || v.number != 1 {
+			continue
+		}
+		name := []byte(strings.Trim(quoted, `"`))
+		if slices.ContainsFunc(m.fields, func(f event.Field) bool { return bytes.Equal(f.Name, name) }) {
+			continue // it came all the same
+		}
+		out = append(out, event.Field{Name: name, Value: []byte(hidden)})
+		x.event.Flags |= event.FlagMasked
+	}
+	slices.SortFunc(out, func(a, b event.Field) int { return bytes.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (x *exchange) trailers(p *part, m *message) (int, bool) {
+	if p.message.Trailers != nil || len(m.fields) == 0 {
+		return 0, false
+	}
+	p.message.Trailers = x.masked(m)
+	return sizeOf(m.fields), true
+}
+
+func (x *exchange) masked(m *message) []event.Field {
+	if m.cut {
+		x.event.Flags |= event.FlagHeadersCut
+	}
+	for i := range m.fields {
+		f := &m.fields[i]
+		var hidden bool
+		if string(f.Name) == ":path" {
+			f.Value, hidden = x.mask.Path(f.Value)
+		} else {
+			f.Value, hidden = x.mask.Header(f.Name, f.Value)
+		}
+		if hidden {
+			x.event.Flags |= event.FlagMasked
+		}
+	}
+	return m.fields
+}
+
+// body takes what is wanted of a chunk. The first is kept where it is, if all of
+// it is wanted.
+func (x *exchange) body(p *part, m *message) (int, bool) {
+	p.message.BodyBytes += uint64(len(m.body))
+	take := min(len(m.body), p.max-len(p.message.Body))
+	if take <= 0 {
+		return 0, false
+	}
+	if p.message.Body == nil && take == len(m.body) {
+		p.message.Body = m.body[:take:take]
+		return take, true
+	}
+	p.message.Body = append(p.message.Body, m.body[:take]...)
+	return take, false
+}
+
+// partial makes the event of what has come before the stream's end.
+func (x *exchange) partial(reason error, now time.Time) {
+	counter := event.CounterUnfinished
+	if errors.Is(reason, errNoRoom) {
+		counter = event.CounterEvicted
+	}
+	x.handler.metrics.partial.WithLabelValues(counter).Inc()
+	x.finish(now)
+}
+
+// finish makes the event: at the exchange's end, or with what there is of it.
+func (x *exchange) finish(now time.Time) {
+	if x.done {
+		return
+	}
+	x.done = true
+	e := &x.event
+	e.EndUS = x.since(now)
+	flag := func(f event.Flags, on bool) {
+		if on {
+			e.Flags |= f
+		}
+	}
+	flag(event.FlagRequestOpen, !x.request.ended)
+	flag(event.FlagRequestCut, e.Request.BodyBytes > uint64(len(e.Request.Body)))
+	flag(event.FlagNoResponse, !x.begun)
+	flag(event.FlagResponseOpen, x.begun && !x.response.ended)
+	flag(event.FlagResponseCut, e.Flags&event.FlagResponseSkip == 0 && e.Response.BodyBytes > uint64(len(e.Response.Body)))
+	for _, p := range []*part{&x.request, &x.response} {
+		if p.message.Body == nil {
+			continue
+		}
+		var hidden bool
+		p.message.Body, hidden = x.mask.Body(p.contentType, p.message.Body)
+		flag(event.FlagMasked, hidden)
+	}
+}
+
+func (x *exchange) since(now time.Time) uint64 {
+	return uint64(max(0, now.Sub(x.started).Microseconds()))
+}
+
+// get gives a header's value, those of several lines joined, as Envoy does.
+func get(fields []event.Field, name string) string {
+	out, found := "", false
+	for _, f := range fields {
+		if string(f.Name) != name {
+			continue
+		}
+		if found {
+			out += ","
+		}
+		out += string(f.Value)
+		found = true
+	}
+	return out
+}
+
+func sizeOf(fields []event.Field) int {
+	n := 0
+	for _, f := range fields {
+		n += len(f.Name) + len(f.Value)
+	}
+	return n
+}
+
+// wants tells whether bodies of a content type are copied.
+func wants(types []string, contentType string) bool {
+	t, _, _ := strings.Cut(contentType, ";")
+	t = strings.ToLower(strings.TrimSpace(t))
+	kind, _, _ := strings.Cut(t, "/")
+	for _, w := range types {
+		if w == "*/*" || t != "" && (w == t || w == kind+"/*") {
+			return true
+		}
+	}
+	return false
+}
+
+// headerMasker hides headers by name.
+type headerMasker struct{ names [][]byte }
+
+const hidden = "***"
+
+func (m headerMasker) Header(name, value []byte) ([]byte, bool) {
+	for _, n := range m.names {
+		if bytes.Equal(n, name) {
+			return []byte(hidden), true
+		}
+	}
+	return value, false
+}
+
+func (headerMasker) Path(value []byte) ([]byte, bool) { return value, false }
+
+func (headerMasker) Body(_ string, body []byte) ([]byte, bool) { return body, false }
