@@ -14,6 +14,7 @@ import (
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/lua"
 	"github.com/periscope-mesh/periscope/mirror/topology"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/policy/source"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/debug"
@@ -70,6 +71,9 @@ func instance() debug.Instance {
 // pluginOf reads which build of the plugin an extension configuration carries.
 func pluginOf(r xds.Resource) (debug.Plugin, bool) {
 	code, ok := pluginCode(r)
+	if !ok && r.Name == gateway.PluginFilter && r.Any != nil {
+		return debug.Plugin{Version: string(policy.TransportExtProc)}, true
+	}
 	if !ok {
 		return debug.Plugin{}, false
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/periscope-mesh/periscope/node/extproc"
+	"github.com/periscope-mesh/periscope/node/ingest"
 	"github.com/periscope-mesh/periscope/node/report"
 	"github.com/periscope-mesh/periscope/node/store"
 )
@@ -13,8 +15,17 @@ const gatewaysInterval = 5 * time.Second
 // gatewayReports is what this node tells the control plane of gateways.
 func (n *node) gatewayReports() []report.Gateway {
 	var out []report.Gateway
-	for _, g := range n.handler.Gateways() {
+	for _, g := range n.heard() {
 		out = append(out, report.Gateway{Gateway: g.Gateway, Plugin: g.Plugin, Seen: g.Seen, Errors: g.Errors})
+	}
+	return out
+}
+
+// heard is what gateways told of themselves, by the plugin and by ext_proc.
+func (n *node) heard() []ingest.GatewayCount {
+	out := n.handler.Gateways()
+	for _, g := range n.streams.Gateways() {
+		out = append(out, ingest.GatewayCount{Gateway: g.Gateway, Plugin: extproc.Plugin, Seen: g.Seen, Errors: g.Errors, Last: g.Last})
 	}
 	return out
 }
@@ -30,7 +41,7 @@ func (n *node) storeGateways(ctx context.Context) error {
 	for failing := false; ; {
 		var list []store.Gateway
 		next := map[build]counts{}
-		for _, g := range n.handler.Gateways() {
+		for _, g := range n.heard() {
 			key, now := build{g.Gateway, g.Plugin}, counts{g.Seen, g.Errors}
 			next[key] = now
 			if before, known := written[key]; !known || before != now {

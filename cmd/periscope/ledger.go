@@ -14,7 +14,7 @@ import (
 // exchanges.
 func ledgerMetrics() map[string]bool {
 	return map[string]bool{
-		"periscope_gateway_exchanges_total": true, "periscope_gateway_batches_total": true,
+		"periscope_gateway_exchanges_total": true, "periscope_gateway_batches_total": true, "periscope_extproc_exchanges_total": true,
 		"periscope_ingest_batches_total": true, "periscope_ingest_refused_batches_total": true,
 		"periscope_ingest_events_total": true, "periscope_ingest_rejected_events_total": true,
 		"periscope_node_access_log_entries_total": true,
@@ -106,12 +106,17 @@ func newLedger(nodes []xdsnode.Reporter) ledgerState {
 	exchanges := of("periscope_gateway_exchanges_total")
 	events := of("periscope_ingest_events_total", "accepted", "dropped_ring_full")
 	events["rejected"] = sum(of("periscope_ingest_rejected_events_total"))
+	streams := of("periscope_extproc_exchanges_total")
+	if n := streams["seen"]; n > 0 { // each node counts those that came to it
+		delete(streams, "seen")
+		step("exchanges streamed by gateways", n, streams, "")
+	}
 	if len(nodes) <= 1 {
 		step("exchanges seen by gateways' plugins", exchanges["seen"], of("periscope_gateway_exchanges_total", "mirrored", "off", "excluded", "sampled_out"),
 			fmt.Sprintf("under way at the gateways, or not copied for an error of the plugin (%d)", exchanges["errors"]))
 		step("batches sent by gateways", total["periscope_gateway_batches_total"], map[string]uint64{"received": sum(of("periscope_ingest_batches_total"))},
 			"lost, or on their way; or received, but not as batches that could be read (a negative difference)")
-		step("exchanges mirrored by gateways", exchanges["mirrored"], events, "lost with their batches, or on their way; or mirrored before the node's start (a negative difference)")
+		step("exchanges mirrored", exchanges["mirrored"]+streams["mirrored"], events, "lost with their batches, or on their way; or mirrored before the node's start (a negative difference)")
 	} else {
 		out.Note += " A gateway spreads its batches over its nodes, and each batch tells all that the gateway has counted: " +
 			"with several nodes, only what nodes themselves did can be added up."

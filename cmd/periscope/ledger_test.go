@@ -30,7 +30,12 @@ func TestLedger(t *testing.T) {
 	if counts[`periscope_gateway_exchanges_total{outcome="seen"}`] != 100 || counts["periscope_gateway_batches_total"] != 5 || len(counts) != 10 {
 		t.Errorf("counts: %v", counts)
 	}
-	l := newLedger([]xdsnode.Reporter{{Node: "one", Counts: counts}, {Node: "two", Counts: counts}})
+	streams := map[string]uint64{`periscope_extproc_exchanges_total{outcome="seen"}`: 9, `periscope_extproc_exchanges_total{outcome="mirrored"}`: 6, `periscope_extproc_exchanges_total{outcome="busy"}`: 3}
+	l := newLedger([]xdsnode.Reporter{{Node: "one", Counts: streams}})
+	if s := l.Steps[0]; s.Step != "exchanges streamed by gateways" || s.Count != 9 || s.Difference != 0 || l.Steps[3].Count != 6 {
+		t.Errorf("of streams: %+v", l)
+	}
+	l = newLedger([]xdsnode.Reporter{{Node: "one", Counts: counts}, {Node: "two", Counts: counts}})
 	if len(l.Nodes) != 2 || len(l.Steps) != 4 || l.Steps[0].Count != 68 || l.Steps[0].Became["accepted"] != 60 || l.Steps[2].Count != 64 {
 		t.Fatalf("of two: %+v", l)
 	}

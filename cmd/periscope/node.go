@@ -22,6 +22,7 @@ import (
 	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/node/accesslog"
 	"github.com/periscope-mesh/periscope/node/detect"
+	"github.com/periscope-mesh/periscope/node/extproc"
 	"github.com/periscope-mesh/periscope/node/ingest"
 	nodepolicy "github.com/periscope-mesh/periscope/node/policy"
 	"github.com/periscope-mesh/periscope/node/report"
@@ -109,8 +110,9 @@ type nodeConfig struct {
 // node is an analysis node:
 //
 //	gateways ─► [2] listener ─► [5] ingest ─► [4] ring ─► [6] analysis ─► [3] writer ─► [1] store
-//	                        └─► [5] access log ─┘
-//	control plane ─► [7] policies ─────────────────────────────┘
+//	                 ├─► [5] access log ──┤                            │
+//	                 └─► [9] ext_proc ────┘                            │
+//	control plane ─► [7] policies ──────┴─────────────────┘
 //	control plane ◄─ [7] reports of what gateways run, from ingest
 //	operators ─► [8] admin: /live /ready /metrics /debug
 //
@@ -123,6 +125,7 @@ type node struct {
 	writer   *store.Writer
 	handler  *ingest.Handler
 	log      *accesslog.Log
+	streams  *extproc.Handler
 	auth     ingest.Authenticator
 	analysis *analysis
 	engine   *detect.Engine
@@ -191,6 +194,10 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err := n.openReporter(); err != nil {
 		return nil, err
 	}
+	// [9]
+	if err := n.openStreams(); err != nil {
+		return nil, err
+	}
 	n.analysis = newAnalysis(analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
 	// [8]
 	if err := localweb.RequireLoopback("--node-admin", cfg.admin); err != nil {
@@ -205,6 +212,31 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		cfg.logger.Warn("mirrored traffic is taken from anybody who can reach this address", "listen", n.listener.Addr().String())
 	}
 	return n, nil
+}
+
+// openStreams makes what takes exchanges that gateways stream by ext_proc.
+func (n *node) openStreams() (err error) {
+	n.streams, err = extproc.New(extproc.Config{
+		Settings: func(gateway, revision string) (string, []byte, bool) {
+			s, ok := n.policies.Settings(gateway, revision)
+			return s.Revision, s.Encoded, ok
+		},
+		Queue: func(b *event.Batch, gateway string, received time.Time, size int) {
+			n.handler.Queue(b, gateway, received, size)
+		},
+		Authenticate: n.auth.Authenticate,
+		Logger:       n.cfg.logger, Registerer: n.registry,
+	})
+	return err
+}
+
+// mirrored serves all ways by which mirrored traffic comes.
+func (n *node) mirrored() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", n.handler)
+	mux.Handle(extproc.Path, n.streams)
+	mux.Handle(accesslog.Path, n.log)
+	return mux
 }
 
 // openReporter makes what tells the control plane of this node and of gateways.
@@ -229,7 +261,7 @@ func (n *node) run(ctx context.Context) error {
 	writer, group := new(errgroup.Group), new(errgroup.Group)
 	writer.Go(func() error { return n.writer.Run(writing) })
 	group, ctx = errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(ctx, n.listener, ingest.Server(n, n.cfg.logger)) })
+	group.Go(func() error { return serve(ctx, n.listener, ingest.Server(n.mirrored(), n.cfg.logger)) })
 	group.Go(func() error { return n.analysis.run(ctx, n.cfg.workers) })
 	group.Go(func() error { return n.policies.Run(ctx) })
 	group.Go(func() error { return n.reporter.Run(ctx) })
@@ -242,15 +274,6 @@ func (n *node) run(ctx context.Context) error {
 	err := group.Wait()
 	stopWriting()
 	return errors.Join(err, writer.Wait())
-}
-
-// ServeHTTP gives gateways' batches to ingest and their access logs to the log.
-func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == accesslog.Path {
-		n.log.ServeHTTP(w, r)
-		return
-	}
-	n.handler.ServeHTTP(w, r)
 }
 
 func (n *node) close() {

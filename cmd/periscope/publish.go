@@ -71,6 +71,9 @@ func (c *control) hand(next controlState) error {
 		return err
 	}
 	c.fault.Store(nil)
+	// Nodes first: they are to know what gateways that stream go by.
+	c.server.SetSnapshot(xds.NodeKey, snapshots[xds.NodeKey])
+	delete(snapshots, xds.NodeKey)
 	for key, s := range snapshots {
 		c.server.SetSnapshot(key, s)
 	}

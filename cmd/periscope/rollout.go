@@ -11,6 +11,7 @@ import (
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/rollout"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 	"github.com/periscope-mesh/periscope/xds/istiod"
@@ -87,6 +88,9 @@ func (c *control) evidence(plan mirror.Plan, connections []xds.Connection) []rol
 	}
 	out := make([]rollout.Gateway, 0, len(plan.Gateways))
 	for _, g := range plan.Gateways {
+		if g.Settings.Transport == policy.TransportExtProc {
+			continue // it runs no plugin
+		}
 		id := g.Gateway.ID()
 		e := rollout.Gateway{ID: id, Runs: heard[id]}
 		if unfit, ok := c.unfit[id]; ok {
