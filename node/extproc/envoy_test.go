@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -25,8 +27,12 @@ import (
 	"testing"
 	"time"
 
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	inspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	envoytype "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/event"
@@ -757,4 +763,59 @@ func TestEnvoyTransportChange(t *testing.T) {
 	close(stop)
 	t.Logf("%d exchanges meanwhile", <-done)
 	untouched()
+}
+
+// Envoy passes on whatever server name a user's TLS client sends.
+func TestEnvoyServerNames(t *testing.T) {
+	t.Parallel()
+	some := httptest.NewTLSServer(nil)
+	defer some.Close()
+	pair := some.TLS.Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := func(name, kind string, der []byte) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	r := newRig(t, http.HandlerFunc(upstream), func(r *rig) {
+		r.config.HTTPS, r.config.CertFile, r.config.KeyFile = envoytest.FreeAddr(t), file("cert", "CERTIFICATE", pair.Certificate[0]), file("key", "PRIVATE KEY", key)
+	})
+	// Istio's gateways have the filter that reads the name; ours have no use for it.
+	s, err := gateway.Snapshot(r.config, r.plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, resource := range s.Resources(envoytype.ListenerType) {
+		l := new(listener.Listener)
+		if err := resource.Any.UnmarshalTo(l); err != nil {
+			t.Fatal(err)
+		}
+		if l.GetName() != gateway.HTTPSListener {
+			continue
+		}
+		inspector, err := anypb.New(&inspector.TlsInspector{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.ListenerFilters = []*listener.ListenerFilter{{Name: "envoy.filters.listener.tls_inspector", ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: inspector}}}
+		if s, err = s.With(envoytype.ListenerType, xds.Message{Name: l.GetName(), Message: l}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.server.SetSnapshot(xds.GatewayKey(r.plan.Gateway.ID()), s)
+	for _, name := range []string{"shop.example", "\xff\xfe.example", "a\x01b.example"} {
+		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: name}, DisableKeepAlives: true}
+		client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+		envoytest.Eventually(t, 10*time.Second, fmt.Sprintf("an event with the server name %q", name), func() bool {
+			req, _ := http.NewRequest(http.MethodGet, "https://"+r.config.HTTPS+"/name", nil)
+			r.do(client, req)
+			return slices.ContainsFunc(r.taken("/name"), func(e taken) bool { return e.event.SNI == name && e.event.TLS == "TLSv1.3" })
+		})
+	}
 }

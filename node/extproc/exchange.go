@@ -134,7 +134,9 @@ func (x *exchange) respond(m *message, now time.Time) int {
 		x.finish(now)
 	case x.settings.Response.MaxBytes == 0 || !wants(x.settings.Response.ContentTypes, x.response.contentType):
 		e.Flags |= event.FlagResponseSkip
-		e.Response.BodyBytes, _ = strconv.ParseUint(get(m.fields, "content-length"), 10, 53)
+		if n, err := strconv.ParseUint(get(m.fields, "content-length"), 10, 53); err == nil {
+			e.Response.BodyBytes = n
+		}
 		x.response.ended = true // as far as it is looked at
 		x.finish(now)
 	default:
