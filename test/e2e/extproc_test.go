@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/periscope-mesh/periscope/test/envoytest"
+	"github.com/periscope-mesh/periscope/test/kubetest"
 )
 
 // Without Lua: attacks come by ext_proc too, every exchange is accounted for, and
@@ -77,5 +78,28 @@ spec:
 		send(t, http.DefaultClient, http.MethodPost, "http://"+r.http+path, "application/json", `{"file":"../../../etc/passwd"}`, nil)
 		r.attack(t, "path traversal by "+transport, func(a attackRow) bool { return a.Path == path })
 		shows(map[string]string{"Lua": "0.", "ExtProc": "ExtProc"}[transport])
+	}
+}
+
+// The same through istiod: ext_proc in a gateway of Istio's follows the policy,
+// and no listener changes with the transport.
+func TestIstioExtProc(t *testing.T) {
+	const streams = meshPolicy + "  transport: ExtProc\n"
+	m := startMeshOf(t, meshConfig{pod: "gw-0", labels: map[string]string{"istio": "gw", "app": "gw"}, policies: streams,
+		objects: func(namespace, port, upstreamPort string) string {
+			return kubetest.WebGateway(namespace, "gw", port, upstreamPort) + "---" + gatewayPod("gw-0", port)
+		}})
+	m.follows(t, streams, "gw-ns/gw")
+	listeners, streamed := m.gateway.Stat("listener_manager.listener_modified"), metric(t, m.nodeAdmin, `periscope_extproc_exchanges_total{outcome="mirrored"}`)
+	if streamed == 0 {
+		t.Error("nothing came by ext_proc")
+	}
+	m.edit(t, meshPolicy, true)
+	envoytest.Eventually(t, 10*time.Second, "exchanges come by the plugin", func() bool {
+		get(t, "http://"+m.http+"/by-lua")
+		return metric(t, m.nodeAdmin, `periscope_gateway_exchanges_total{outcome="mirrored"}`) > 0
+	})
+	if n := m.gateway.Stat("listener_manager.listener_modified"); n != listeners {
+		t.Errorf("the transport's change modified listeners %d times", n-listeners)
 	}
 }
