@@ -49,6 +49,11 @@ var (
 // ExtProc: a filter that streams a copy of each exchange to the nodes, without
 // waiting for them. Envoy samples; without nodes, or with every policy off, it
 // opens no stream.
+//
+// It always comes wrapped in a matcher. That is part of every Envoy, while
+// ext_proc can be left out of a build, and a listener that so much as names the
+// type of a filter which is not there is refused. Where all is mirrored the
+// matcher is empty, and there is no sampling filter to pay for.
 func StreamExtension(plan mirror.GatewayPlan) (*core.TypedExtensionConfig, error) {
 	share := plan.Settings.StreamPPM()
 	if len(plan.Endpoints) == 0 {
@@ -59,7 +64,7 @@ func StreamExtension(plan mirror.GatewayPlan) (*core.TypedExtensionConfig, error
 		return nil, err
 	}
 	if share == mirror.Everything {
-		return stream, nil
+		return extension(PluginFilter, &matching.ExtensionWithMatcher{ExtensionConfig: stream, XdsMatcher: &xdsmatcher.Matcher{}})
 	}
 	sampled, err := pack(&composite.ExecuteFilterAction{
 		TypedConfig: stream,

@@ -8,7 +8,6 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matching "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
-	extproc "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	metadata "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_metadata/v3"
@@ -146,7 +145,7 @@ func Filters(wait time.Duration) ([]*hcm.HttpFilter, error) {
 		other []proto.Message // what else may come: another transport touches no listener
 	}{
 		{SettingsFilter, settings, nil},
-		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n"), []proto.Message{&extproc.ExternalProcessor{}, &matching.ExtensionWithMatcher{}}},
+		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n"), []proto.Message{&matching.ExtensionWithMatcher{}}},
 	} {
 		filter, err := discovered(f.name, f.empty, wait, f.other...)
 		if err != nil {
