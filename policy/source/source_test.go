@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -452,5 +453,47 @@ func TestRunLatency(t *testing.T) {
 	t.Logf("an edit is out after %v", best)
 	if best > 200*time.Millisecond {
 		t.Errorf("the fastest of five edits took %v", best)
+	}
+}
+
+// What a version without transports has kept is served as before.
+func TestStateWithoutTransport(t *testing.T) {
+	dir := t.TempDir()
+	path, state := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "state.json")
+	write(t, path, text("shop", 1))
+	s, _ := newSource(t, path, state)
+	if _, err := s.Load(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(state)
+	must(t, err)
+	before := bytes.Replace(raw, []byte(`"transport":"Lua",`), nil, 1)
+	if len(before) == len(raw) {
+		t.Fatalf("no transport in %s", raw)
+	}
+	must(t, os.WriteFile(state, before, 0o600))
+	write(t, path, text("shop", 400)) // no percentage
+	s, _ = newSource(t, path, state)
+	set, err := s.Load()
+	must(t, err)
+	if got := served(set); got != "default/shop=1" || set.Policies[0].Spec.Transport != policy.TransportLua {
+		t.Errorf("serves %s, %+v", got, set.Policies)
+	}
+}
+
+// What an accepted policy does less than it seems to is told with its line, and
+// logged once.
+func TestWarnings(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "policy.yaml")
+	write(t, path, "apiVersion: periscope.dev/v1alpha1\nkind: MirrorPolicy\nmetadata: {name: shop}\nspec:\n  transport: ExtProc\n  mask:\n    detectors: [CreditCard]\n")
+	s, l := newSource(t, path, "")
+	set, err := s.Load()
+	must(t, err)
+	list := set.Warnings()
+	if len(list) != 1 || list[0].Path != "spec.mask.detectors" || list[0].File != path || list[0].Line != 7 {
+		t.Errorf("warnings: %v", list)
+	}
+	if n := l.Count("does less than it seems to"); n != 1 {
+		t.Errorf("%d log lines, want 1:\n%s", n, l)
 	}
 }
