@@ -109,6 +109,9 @@ func (c *control) shares() []debug.Share {
 	var out []debug.Share
 	for _, g := range c.current().plan.Gateways {
 		share := debug.Share{Gateway: g.Gateway.ID(), Revision: g.Settings.ShareRev, Carrier: "settings filter, by our ADS", Resource: gateway.SettingsFilter}
+		if g.Settings.Transport == policy.TransportExtProc {
+			share.Carrier, share.Resource = "sampling filter around ext_proc, by our ADS", gateway.PluginFilter
+		}
 		if g.Gateway.Selector != nil {
 			share.Carrier, share.Resource = c.cfg.form+", by istiod: what its proxies have in force is known to istiod", ""
 		}

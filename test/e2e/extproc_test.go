@@ -68,6 +68,12 @@ spec:
 		t.Errorf("pluginz: %+v", p)
 	}
 
+	var shares []struct{ Gateway, Carrier, Resource string }
+	getJSON(t, "http://"+r.debug+"/debug/sharez", &shares)
+	if len(shares) != 1 || shares[0].Resource != "periscope.mirror" {
+		t.Errorf("sharez: %+v", shares)
+	}
+
 	for i, transport := range []string{"Lua", "ExtProc"} {
 		mustWrite(t, file, policy(transport))
 		envoytest.Eventually(t, 5*time.Second, "the gateway has "+transport, func() bool {
