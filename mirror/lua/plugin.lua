@@ -156,21 +156,30 @@ local function mask_cookies(v, names)
   return mask_pairs(v, names, keys, v, ";", find(v, '"', 1, true))
 end
 
+-- separated has & for other separators of parameters.
+local function separated(v)
+  if not find(v, ";", 1, true) and not find(v, "?", 1, true) and not find(v, "#", 1, true) then return v end
+  return (gsub(v, "[;?#]", "&"))
+end
+
 -- mask_url masks the parameters of a URL's query and fragment, and of its path
 -- ("/a;name=value/b"). A semicolon or question mark may separate parameters, or
 -- be part of one.
 local function mask_url(v, names)
   if not find(v, "=", 1, true) then return v end
-  local query = find(v, "[?#]") or #v + 1
-  local path, fragment = sub(v, 1, query - 1), find(v, "#", query + 1, true) or #v + 1
-  local separated = find(path, ";", 1, true) and gsub(path, ";", "/") or path
-  local out = mask_pairs(path, names, separated, separated, "/")
-  if query <= #v then
-    local q, f = sub(v, query, fragment - 1), sub(v, fragment)
-    out = out .. mask_pairs(q, names, gsub(q, "[;?#]", "&"), q, "&")
-    if f ~= "" then out = out .. mask_pairs(f, names, gsub(f, "[;?#]", "&"), f, "&") end
+  local hash = find(v, "#", 1, true) or #v + 1
+  local mark = find(v, "?", 1, true) or hash
+  if mark > hash then mark = hash end
+  local path, query, fragment = sub(v, 1, mark - 1), sub(v, mark + 1, hash - 1), sub(v, hash + 1)
+  local p, q, f = path, query, fragment
+  if find(path, "=", 1, true) then
+    local keys = find(path, ";", 1, true) and gsub(path, ";", "/") or path
+    p = mask_pairs(path, names, keys, keys, "/")
   end
-  return out
+  if query ~= "" then q = mask_pairs(query, names, separated(query), query, "&") end
+  if fragment ~= "" then f = mask_pairs(fragment, names, separated(fragment), fragment, "&") end
+  if p == path and q == query and f == fragment then return v end
+  return p .. (mark < hash and "?" or "") .. q .. sub(v, hash, hash) .. f
 end
 
 -- mask_form masks the fields of a form: URL-encoded, or each on a line (HTML's
@@ -184,15 +193,16 @@ end
 -- masked_disposition says whether a Content-Disposition names a masked field, by
 -- any of its name parameters, as RFC 7578, RFC 5987 and RFC 2231 write them.
 local function masked_disposition(v, names)
-  local at, continued = find(v, ";", 1, true), nil
+  local at, equals, quote, continued = find(v, ";", 1, true), 0, 0, nil
   while at do
-    local equals, semicolon = find(v, "=", at + 1, true), find(v, ";", at + 1, true)
+    local semicolon = find(v, ";", at + 1, true)
+    if equals <= at then equals = find(v, "=", at + 1, true) end
     if not equals then break end
     if semicolon and semicolon < equals then at = semicolon
     else
       local star, number, last = string.match(gsub(lower(sub(v, at + 1, equals - 1)), "[^%l%d*]", ""), "^name(%*?)(%d*)(%*?)$")
       if star == "" and number .. last ~= "" then star = nil end
-      local quote = find(v, '"', equals, true)
+      if quote and quote < equals then quote = find(v, '"', equals, true) end
       local value = sub(v, equals + 1, (semicolon or #v + 1) - 1)
       local quoted = quote and (not semicolon or quote < semicolon)
       if quoted then
@@ -277,7 +287,7 @@ local function json_names(fields)
   local names = { is = {} }
   for i = 2, #fields do
     local name = lower(fields[i])
-    names[i - 1], names.is[name] = '"' .. name .. '"', true
+    names[i - 1], names.is[name] = name .. '"', true
   end
   return names
 end
@@ -290,15 +300,22 @@ local function escaped_name(v, names, at)
     at = find(v, "\\u00", at, true)
     if not at then return nil end
     local code = string.match(v, "^%x%x", at + 4)
-    local quote = code and find(char(tonumber(code, 16)), "[%w_-]") and string.match(sub(v, from, at - 1), '^.*()"')
-    if quote then
-      quote = from + quote - 1
-      local close = string.match(v, '^[%w_%-\\]*()"', quote + 1)
+    if code and find(char(tonumber(code, 16)), "[%w_-]") then
+      local quote = string.match(sub(v, from, at - 1), '^.*()"')
+      quote = quote and from + quote - 1
+      local close = quote and string.match(v, '^[%w_%-\\]*()"', quote + 1)
       if close and names.is[lower(gsub(sub(v, quote + 1, close - 1), "\\u00(%x%x)", function(h) return char(tonumber(h, 16)) end))] then return quote, close end
       from = close or at + 4
       at = from
     else at = at + 4 end
   end
+end
+
+-- quoted_name finds a name in quotes, whose first quote is at i or later. Quotes
+-- are too many to look for.
+local function quoted_name(v, name, i)
+  repeat i = find(v, name, i + 1, true) until not i or byte(v, i - 1) == 34
+  return i and i - 1 or false
 end
 
 -- mask_json hides the values of the names at any depth. It looks for names in
@@ -310,11 +327,11 @@ local function mask_json(v, names)
     local quote, close
     for i = 1, #names do
       local at = next_of[i]
-      if at == nil or at and at < from then
-        at = find(low, names[i], from, true) or false
+      if at ~= false and (not at or at < from) then
+        at = quoted_name(low, names[i], from)
         next_of[i] = at
       end
-      if at and (not quote or at < quote) then quote, close = at, at + #names[i] - 1 end
+      if at and (not quote or at < quote) then quote, close = at, at + #names[i] end
     end
     if escaped and escaped < from then escaped, escaped_end = escaped_name(v, names, from) end
     if escaped and (not quote or escaped < quote) then quote, close = escaped, escaped_end end
@@ -351,45 +368,49 @@ local function mask_json(v, names)
   return table.concat(out)
 end
 
--- The groups of digits that mask_run looks at, at most 19 + 1 at once: where each
--- begins and ends, and its part of a Luhn sum, its last digit doubled or not.
-local FROM, TO, PLAIN, DOUBLED = {}, {}, {}, {}
+-- The last groups of digits that mask_run has read, and one before them: where
+-- each begins and ends, how many digits there are up to its end, and their Luhn
+-- sums, every odd one doubled or every even one.
+local FROM, TO, DIGITS, EVEN, ODD = {}, {}, { [0] = 0 }, { [0] = 0 }, { [0] = 0 }
 
 local function mask_run(v)
   if #v < 13 then return nil end
+  DIGITS[0], EVEN[0], ODD[0] = 0, 0, 0
   local out, n, done = nil, 0, 1
-  local i, read, at, ended = 1, 0, 1, false
+  local i, j, read, at, ended = 1, 1, 0, 1, false -- groups: no card that begins at i ends before j
   while true do
-    local j, digits, plain, doubled, hit = i, 0, 0, 0, nil
+    local before = band(i - 1, 31)
+    local k, hit = j > i and j or i, nil
     while true do
-      local g = band(j, 31)
-      if j > read then
+      local g = band(k, 31)
+      if k > read then
         local from, to = find(v, "%d+", at)
         if not from then ended = true; break end
-        read, at = j, to + 1
-        local p, d = 0, 0
-        if to - from < 19 then
-          for k = from, to do
-            local c = byte(v, k) - 48
-            p, d = d + c, p + (c < 5 and 2 * c or 2 * c - 9)
+        read, at = k, to + 1
+        local last = band(k - 1, 31)
+        local digits, even, odd = DIGITS[last], EVEN[last], ODD[last]
+        if to - from < 19 then -- no card holds longer ones
+          for d = from, to do
+            local c = byte(v, d) - 48
+            local twice = c < 5 and 2 * c or 2 * c - 9
+            if (digits + d - from) % 2 == 1 then even, odd = even + c, odd + twice
+            else even, odd = even + twice, odd + c end
           end
         end
-        FROM[g], TO[g], PLAIN[g], DOUBLED[g] = from, to, p, d
+        FROM[g], TO[g], DIGITS[g], EVEN[g], ODD[g] = from, to, digits + to - from + 1, even, odd
       end
-      local length = TO[g] - FROM[g] + 1
-      digits = digits + length
+      local digits = DIGITS[g] - DIGITS[before]
       if digits > 19 then break end
-      if length % 2 == 1 then plain, doubled = doubled, plain end
-      plain, doubled = plain + PLAIN[g], doubled + DOUBLED[g]
-      if digits >= 13 and plain % 10 == 0 then hit = g; break end
-      j = j + 1
+      if digits < 13 then j = k + 1
+      elseif (DIGITS[g] % 2 == 0 and EVEN[g] - EVEN[before] or ODD[g] - ODD[before]) % 10 == 0 then hit = g; break end
+      k = k + 1
     end
     if hit then
       local from = FROM[band(i, 31)]
       out = out or {}
       out[n + 1], out[n + 2] = sub(v, done, from - 1), gsub(sub(v, from, TO[hit]), "%d", "*")
       n = n + 2
-      done, i = TO[hit] + 1, j + 1
+      done, i = TO[hit] + 1, k + 1
     elseif ended and i >= read then break
     else i = i + 1 end
   end
@@ -401,7 +422,6 @@ end
 -- mask_cards hides runs of whole digit groups, apart by spaces and dashes, that
 -- make 13 to 19 digits and satisfy the Luhn formula.
 local function mask_cards(v)
-  if not find(v, "%d[%d %-]+%d") then return v end
   return (gsub(v, "%d[%d %-]+%d", mask_run))
 end
 

@@ -115,9 +115,7 @@ local TESTED = {
         local hs = b:get()
         masked = flags == MASKED
         local at = 1 + #key(name)
-        local mark = byte(hs, at)
-        at = at + (mark < 0xd9 and 1 or mark - 0xd7)
-        hidden = sub(hs, at)
+        hidden = sub(hs, at + (({ [0xd9] = 2, [0xda] = 3, [0xdb] = 5 })[byte(hs, at)] or 1))
       end
       out[#out + 1] = tostring(masked) .. gsub(hidden, "[%z%%]", { ["\0"] = "%00", ["%"] = "%25" })
     end

@@ -208,9 +208,12 @@ var nameParameter = regexp.MustCompile(`^name(?:(\*)([0-9]*)(\*?))?$`)
 // of its name parameters, as RFC 7578, RFC 5987 and RFC 2231 write them.
 func (n names) inDisposition(v []byte) bool {
 	continued := map[int][]byte{}
+	equals, quote := 0, 0
 	for at := index(v, ';', 0); at >= 0; {
 		at++
-		equals := index(v, '=', at)
+		if equals < at {
+			equals = index(v, '=', at)
+		}
 		if equals < 0 {
 			break
 		}
@@ -219,7 +222,10 @@ func (n names) inDisposition(v []byte) bool {
 			continue
 		}
 		form := nameParameter.FindStringSubmatch(letters(v[at:equals]))
-		next, quote := index(v, ';', equals), index(v, '"', equals)
+		next := index(v, ';', equals)
+		if quote >= 0 && quote < equals {
+			quote = index(v, '"', equals)
+		}
 		quoted := quote >= 0 && (next < 0 || quote < next)
 		end := next
 		if end < 0 {

@@ -36,7 +36,7 @@ func New(m policy.Mask) *Masker {
 	return masker
 }
 
-// urlHeaders are those with a URL, or several, for a value.
+// isURLHeader tells headers with a URL, or several, for a value.
 func isURLHeader(name string) bool {
 	switch name {
 	case ":path", "referer", "location", "content-location", "refresh", "link",
@@ -125,11 +125,15 @@ func set(list []string) map[string]bool {
 // a whole or by any of its parts: "user[password]" and "user.password" are
 // masked with password.
 func (n names) has(sent []byte) bool {
-	name := []byte(lower(decode(sent)))
-	if n[string(bytes.TrimFunc(name, isSpace))] {
+	if len(n) == 0 {
+		return false
+	}
+	var short [64]byte
+	name := decode(short[:0], sent)
+	if n[string(name)] || bytes.IndexFunc(name, isBreak) >= 0 && n[string(bytes.TrimFunc(name, isSpace))] {
 		return true
 	}
-	for part := range bytes.FieldsFuncSeq(name, func(r rune) bool { return isSpace(r) || r == '[' || r == ']' || r == '.' }) {
+	for part := range bytes.FieldsFuncSeq(name, isBreak) {
 		if n[string(part)] {
 			return true
 		}
@@ -139,19 +143,21 @@ func (n names) has(sent []byte) bool {
 
 func isSpace(r rune) bool { return r <= ' ' }
 
-// decode undoes URL encoding once, as far as it is valid.
-func decode(s []byte) []byte {
-	out := make([]byte, 0, len(s))
+func isBreak(r rune) bool { return isSpace(r) || r == '[' || r == ']' || r == '.' }
+
+// decode appends s in lower case, its URL encoding undone once, as far as it is
+// valid.
+func decode(out, s []byte) []byte {
 	for i := 0; i < len(s); i++ {
+		c := s[i]
 		switch {
-		case s[i] == '+':
-			out = append(out, ' ')
-		case s[i] == '%' && i+2 < len(s) && isHex(s[i+1]) && isHex(s[i+2]):
-			out = append(out, fromHex(s[i+1])<<4|fromHex(s[i+2]))
+		case c == '+':
+			c = ' '
+		case c == '%' && i+2 < len(s) && isHex(s[i+1]) && isHex(s[i+2]):
+			c = fromHex(s[i+1])<<4 | fromHex(s[i+2])
 			i += 2
-		default:
-			out = append(out, s[i])
 		}
+		out = append(out, lowerByte(c))
 	}
 	return out
 }
@@ -169,12 +175,16 @@ func fromHex(c byte) byte {
 func lower(b []byte) string {
 	out := make([]byte, len(b))
 	for i, c := range b {
-		if c >= 'A' && c <= 'Z' {
-			c |= 0x20
-		}
-		out[i] = c
+		out[i] = lowerByte(c)
 	}
 	return string(out)
+}
+
+func lowerByte(c byte) byte {
+	if c >= 'A' && c <= 'Z' {
+		c |= 0x20
+	}
+	return c
 }
 
 // inPairs hides values of "name=value" between separators. keys and ends are v
@@ -183,11 +193,7 @@ func lower(b []byte) string {
 func (n names) inPairs(v, keys, ends []byte, separator byte, quotes bool) []byte {
 	var out cutter
 	from := 0
-	for from <= len(v) {
-		equals := index(v, '=', from)
-		if equals < 0 {
-			break
-		}
+	for equals := index(v, '=', 0); equals >= 0; {
 		stop := index(keys, separator, from)
 		if stop >= 0 && stop < equals {
 			from = stop + 1
@@ -204,10 +210,11 @@ func (n names) inPairs(v, keys, ends []byte, separator byte, quotes bool) []byte
 			}
 			out.hide(v, equals+1, stop, Hidden)
 		}
-		if stop < 0 {
+		if stop < 0 || stop == len(v) {
 			break
 		}
 		from = stop + 1
+		equals = index(v, '=', from)
 	}
 	return out.rest(v)
 }
@@ -241,24 +248,17 @@ func (n names) inURL(v []byte) []byte {
 	if len(n) == 0 || bytes.IndexByte(v, '=') < 0 {
 		return v
 	}
-	var rest, fragment []byte
-	path := v
-	if i := bytes.IndexAny(v, "?#"); i >= 0 {
-		path, rest = v[:i], v[i:]
+	path, query, fragment := v, v[len(v):], v[len(v):]
+	if i := bytes.IndexByte(path, '#'); i >= 0 {
+		path, fragment = path[:i], v[i:]
 	}
-	separated := bytes.ReplaceAll(path, []byte{';'}, []byte{'/'})
-	out := n.inPairs(path, separated, separated, '/', false)
-	if len(rest) == 0 {
-		return out
+	if i := bytes.IndexByte(path, '?'); i >= 0 {
+		path, query = path[:i], path[i:]
 	}
-	if i := index(rest, '#', 1); i >= 0 {
-		rest, fragment = rest[:i], rest[i:]
-	}
-	out = bytes.Clone(out)
-	for _, part := range [][]byte{rest, fragment} {
-		if len(part) > 0 {
-			out = append(out, n.inPairs(part, replaceAny(part, ";?#"), part, '&', false)...)
-		}
+	keys := bytes.ReplaceAll(path, []byte{';'}, []byte{'/'})
+	out := bytes.Clone(n.inPairs(path, keys, keys, '/', false))
+	for _, part := range [][]byte{query, fragment} {
+		out = append(out, n.inPairs(part, replaceAny(part, ";?#"), part, '&', false)...)
 	}
 	return out
 }

@@ -393,3 +393,30 @@ func TestSecretsAreHidden(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkBody(b *testing.B) {
+	m := masker()
+	const form, object, parts = "application/x-www-form-urlencoded", "application/json", "multipart/form-data; boundary=b"
+	for name, in := range map[string][2]string{
+		"form":                {form, "field=value%20x&"},
+		"form, masked":        {form, "password=&"},
+		"json":                {object, `"name":"some value","n":12345,`},
+		"json, masked":        {object, `"p\u0061ssword":1,`},
+		"json, nested":        {object, `"password":{`},
+		"multipart, masked":   {parts, "content-disposition:;name=password\r\n\r\n--b\r\n"},
+		"multipart, no end":   {parts, "content-disposition:;name=x\r\n--b"},
+		"multipart, one line": {parts, "content-disposition:;=;name*1=\"x\";"},
+		"digits":              {"image/png", "1 "},
+		"cards":               {"image/png", "4111111111111111 "},
+	} {
+		for _, size := range []int{64 << 10, 1 << 20} { // as fast, whatever the size
+			body := []byte(strings.Repeat(in[1], size/len(in[1])))
+			b.Run(fmt.Sprintf("%s/%dKi", name, size>>10), func(b *testing.B) {
+				b.SetBytes(int64(len(body)))
+				for b.Loop() {
+					m.Body(in[0], "", body)
+				}
+			})
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"github.com/periscope-mesh/periscope/node/attack"
@@ -16,6 +17,14 @@ const (
 	dummyHost  = "HOST"     // for an authority that is none
 	curlIndent = " \\\n  "
 )
+
+// maskedValue is a masked parameter, cookie, field or JSON value; stars in place
+// of a card's digits are more than three.
+var maskedValue = regexp.MustCompile(`(["=]|\r\n\r\n)\*\*\*([^*]|$)`)
+
+func showMasks(s string) string {
+	return maskedValue.ReplaceAllString(s, "${1}"+maskText+"${2}")
+}
 
 // curlCommand is a command for a POSIX shell with bash's $” that sends the
 // exchange's request again. Every value from traffic is quoted, and nothing in
@@ -40,7 +49,7 @@ func curlCommand(x *attack.Exchange) (command string, notes []string) {
 	if len(body) > maxCurl {
 		body = nil
 		notes = append(notes, "The body is too long for a command line and was left out.")
-	} else if shown := bytes.ReplaceAll(body, []byte(`"`+maskMark+`"`), []byte(`"`+maskText+`"`)); len(shown) > 0 {
+	} else if shown := []byte(showMasks(string(body))); len(shown) > 0 {
 		masked = masked || len(shown) != len(body)
 		if bytes.IndexByte(shown, 0) >= 0 { // no argument can hold it
 			before = "printf -- " + printfQuote(shown) + " | "
@@ -52,7 +61,7 @@ func curlCommand(x *attack.Exchange) (command string, notes []string) {
 	if uint64(len(x.Request.Body)) < x.Request.BodyBytes {
 		notes = append(notes, "The copy of the body was cut at the gateway, so the command sends less than the client did.")
 	}
-	if masked {
+	if masked || showMasks(x.Path) != x.Path {
 		notes = append(notes, "Values masked at the gateway are written "+maskText+": put yours in.")
 	}
 	return before + strings.Join(append(args, curlTarget(x)...), curlIndent), notes
@@ -69,7 +78,8 @@ func curlHeaders(x *attack.Exchange) (args []string, masked bool) {
 		if !isToken(f.Name) || strings.HasPrefix(name, "x-envoy-") {
 			continue
 		}
-		line := f.Name + ": " + f.Value
+		line := f.Name + ": " + showMasks(f.Value)
+		masked = masked || len(line) != len(f.Name)+2+len(f.Value)
 		switch f.Value {
 		case "":
 			line = f.Name + ";"
@@ -98,7 +108,7 @@ func curlTarget(x *attack.Exchange) []string {
 	if !isAuthority(host) {
 		host = dummyHost
 	}
-	path := x.Path
+	path := showMasks(x.Path)
 	if path == "" {
 		path = "/"
 	}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	xdsgateway "github.com/periscope-mesh/periscope/xds/gateway"
 )
 
@@ -166,7 +167,7 @@ func clustersOf(v variant, backendPort, receiverPort int) ([]*cluster.Cluster, e
 		return out, nil
 	}
 	if v.copies == copiesEvents {
-		c, err := xdsgateway.FixedMirrorCluster([]mirror.Endpoint{{Host: "127.0.0.1", Port: receiverPort}})
+		c, err := xdsgateway.FixedMirrorCluster([]mirror.Endpoint{{Host: "127.0.0.1", Port: receiverPort}}, policy.TransportLua)
 		return append(out, c), err
 	}
 	c := staticCluster(xdsgateway.MirrorCluster, receiverPort)
