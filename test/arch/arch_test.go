@@ -54,6 +54,7 @@ var allowed = map[string][]string{
 	"test/arch":        anything,
 	"test/bench/*":     anything,
 	"test/browsertest": anything,
+	"test/conformance": anything,
 	"test/e2e":         anything,
 	"test/netnstest":   anything,
 	"test/kubetest":    anything,
