@@ -733,9 +733,8 @@ local function encode_headers(hs, s, b)
   local names, put, STR, n, bytes, flags = s.names, put, STR, 0, 0, 0 -- locals: the loop is a third of the plugin's own time
   for k, v in pairs(hs) do
     local size, e = #v, names[k]
-    bytes = bytes + size + 128
     if bytes > MAX_FIELD_BYTES then flags = bor(flags, HEADERS_CUT); break end
-    n = n + 2
+    n, bytes = n + 2, bytes + size + 128
     if e then put(b, e, STR[size] or str(size), v)
     else
       e, v, flags = other(s, k, v, flags)
@@ -927,11 +926,7 @@ end
 -- something had to be hidden.
 local function put_message(e, m, s, cut, kb, kn, kt)
   local n, flags, body = 0, 0, nil
-  if m.len > 0 then
-    put(e, kn, uint(m.len))
-    n = 1
-    if m.len > m.got and m.max > 0 then flags = cut end
-  end
+  if m.len > 0 then put(e, kn, uint(m.len)); n = 1 end
   if m.t then put(e, kt, array(m.tfields), m.t); n = n + 1 end
   if m.count > 0 then
     n = n + 1
@@ -985,7 +980,7 @@ local function finish(h, p, now)
     put(e, K.th, uint(p.th > t and (p.th - t) * 1000 or 0))
     local pairs_r, flags_r, b = put_message(e, r, s, RESPONSE_CUT, K.rb, K.rn, K.rt)
     n, flags, rbody = n + pairs_r + 2, bor(flags, flags_r), b
-    if r.len > r.got and r.max > 0 then count.cut_bytes = count.cut_bytes + r.len - r.got end
+    if r.len > r.got and band(flags, RESPONSE_SKIP) == 0 then count.cut_bytes = count.cut_bytes + r.len - r.got; flags = bor(flags, RESPONSE_CUT) end
   else
     flags = bor(flags, NO_RESPONSE)
   end
@@ -1227,13 +1222,15 @@ local function response(h)
     p.flags = bor(p.flags, STREAM)
     return finish(h, p, now)
   end
-  local max = s.rmax
-  if not t.grpc and (max == 0 or not t.wanted) then
+  local max = t.wanted and s.rmax or 0
+  if max == 0 then
     p.flags = bor(p.flags, RESPONSE_SKIP)
-    r.len = content_length()
-    return finish(h, p, now)
+    if not t.grpc then -- whose trailers say how it ended
+      r.len = content_length()
+      return finish(h, p, now)
+    end
   end
-  r.max, r.mask, p.flags = body_mask(s, head.type, head.coding, t.wanted and max or 0, p.flags)
+  r.max, r.mask, p.flags = body_mask(s, head.type, head.coding, max, p.flags)
   if follow(h, p, r) then
     local n = p.n
     trailers(h, r, s)

@@ -142,7 +142,7 @@ func start(t *testing.T, r *rig, node string, percent int) {
 	}
 	host, port, _ := net.SplitHostPort(node)
 	n, _ := strconv.Atoi(port)
-	cluster, err := gateway.FixedMirrorCluster([]mirror.Endpoint{{Host: host, Port: n}})
+	cluster, err := gateway.FixedMirrorCluster([]mirror.Endpoint{{Host: host, Port: n}}, policy.TransportLua)
 	if err != nil {
 		t.Fatal(err)
 	}
