@@ -17,6 +17,7 @@ RACE := $(if $(shell command -v cc),-race,)
 RUN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+CONFORMANCE_ARGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -46,6 +47,10 @@ test: tools browser build ## run every test, with the real Envoy and a real brow
 	@[[ -n "$(RACE)" ]] || echo "no C compiler: testing without the race detector (Debian, as root: apt-get install gcc)" >&2
 	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) $$(go list ./... | grep -v /test/e2e$$)
 	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) ./test/e2e # alone: it has promises of time to keep
+
+.PHONY: conformance
+conformance: envoy ## the plugin against what client and upstream saw, at length (CONFORMANCE_ARGS='-conformance.seed=N …')
+	REQUIRE_REAL=1 go test -timeout 60m -count=1 -v ./test/conformance -args -conformance.exchanges=100000 $(CONFORMANCE_ARGS)
 
 .PHONY: browser
 browser: # the browser of the console's tests

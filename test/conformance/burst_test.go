@@ -43,7 +43,7 @@ func TestBurstThenSilence(t *testing.T) {
 	for _, tr := range transports {
 		t.Run(tr.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, tr, "http")
+			r := newRig(t, tr.waits(shortWait), "http")
 			f := &faults{}
 			for n := 1; n <= 40; n++ {
 				ended, _ := r.burst(t, "plain", n, false)
@@ -62,7 +62,7 @@ func TestBurstThenSilence(t *testing.T) {
 				aborted = append(aborted, given...)
 			}
 			// What was aborted is given up after the longest wait, when something passes.
-			time.Sleep(maxWait)
+			time.Sleep(shortWait)
 			r.burst(t, "after", 1, false)
 			if left := r.node.missing(aborted, tailWithin); len(left) > 0 {
 				f.add("%d events of %d exchanges that were aborted did not come", len(left), len(aborted))

@@ -33,6 +33,12 @@ type testCase struct {
 	check func(f *faults, ev *event.Event, tr *truth)
 }
 
+// cut tells whether the exchange may have no end that the plugin sees.
+func (c *testCase) cut() bool {
+	s := &c.x.script
+	return c.x.abort != nowhere || c.x.tunnel != nil || s.fail != nowhere || s.early || s.endless || c.want == legs
+}
+
 var (
 	one = []string{h11}
 	two = []string{h2}
@@ -41,11 +47,8 @@ var (
 
 // noise is n bytes, all values among them.
 func noise(n int) []byte {
-	rng := rand.New(rand.NewPCG(uint64(n), 7))
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{byte(n), byte(n >> 8), byte(n >> 16)}).Read(b)
 	return b
 }
 
@@ -309,8 +312,8 @@ func streams() []testCase {
 		{name: "echo of unknown length", x: exchange{method: "POST", body: pieces(noise(10_000), 1000), gap: 2 * time.Millisecond, unsized: true, script: script{echo: true}}},
 		{name: "WebSocket", protocols: one, x: exchange{head: []Field{{"connection", "Upgrade"}, {"upgrade", "websocket"}, {"sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="}, {"sec-websocket-version", "13"}}, tunnel: pieces(noise(3000), 1000), gap: 5 * time.Millisecond,
 			script: script{echo: true, head: []Field{{":status", "101"}, {"connection", "Upgrade"}, {"upgrade", "websocket"}, {"sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="}}}}, loose: true, check: both(status("101"), streamFlag)},
-		{name: "WebSocket, refused by the upstream", protocols: one, x: exchange{head: []Field{{"connection", "Upgrade"}, {"upgrade", "websocket"}}, script: with(reply(403, [][]byte{[]byte("no")}, Field{"connection", "close"}), func(s *script) { s.early = true })}, check: status("403")},
-		{name: "CONNECT", x: exchange{method: "CONNECT", authority: "tunnel.example:443", path: "tunnel.example:443", tunnel: pieces(noise(3000), 1000), gap: 5 * time.Millisecond, script: script{echo: true, head: []Field{{":status", "200"}}}}, check: status("200")},
+		{name: "WebSocket, refused by the upstream", protocols: one, x: exchange{head: []Field{{"connection", "Upgrade"}, {"upgrade", "websocket"}}, script: with(reply(403, [][]byte{[]byte("no")}, Field{"connection", "close"}), func(s *script) { s.early = true })}, loose: true, check: status("403")},
+		{name: "CONNECT", x: exchange{method: "CONNECT", authority: "tunnel.example:443", path: "tunnel.example:443", tunnel: pieces(noise(3000), 1000), gap: 5 * time.Millisecond, script: script{echo: true, head: []Field{{":status", "200"}}}}, loose: true, check: status("200")},
 	}
 }
 

@@ -52,7 +52,11 @@ var twins = map[string]string{"http": "bare", "wide": "wide-bare", "https": "htt
 
 func TestCases(t *testing.T) {
 	for _, tr := range transports {
-		t.Run(tr.name, func(t *testing.T) { runCases(t, tr) })
+		t.Run(tr.name, func(t *testing.T) {
+			for name, wait := range map[string]time.Duration{"that end": longWait, "that are cut": shortWait} {
+				t.Run(name, func(t *testing.T) { runCases(t, tr.waits(wait)) })
+			}
+		})
 	}
 }
 
@@ -64,6 +68,9 @@ func runCases(t *testing.T, tr transport) {
 	codec, faulty := 0, 0 // refused by the codec, and status 4xx with an event
 	t.Run("each", func(t *testing.T) {
 		for n, c := range allCases() {
+			if c.cut() != (tr.wait == shortWait) {
+				continue
+			}
 			if c.protocols == nil {
 				c.protocols = []string{h11, h2}
 			}
@@ -141,9 +148,9 @@ func (r *rig) runCase(t *testing.T, f *faults, c testCase, protocol, id string) 
 			f.add("%s", tr.describe())
 		}
 	}()
-	within := 2 * time.Second
-	if tr.got.End != End || !tr.whole {
-		within += maxWait
+	within := 5 * time.Second
+	if c.cut() {
+		within += shortWait
 	}
 	if c.want == refused || c.want == either && len(r.up.attempts(id)) == 0 {
 		within = 300 * time.Millisecond

@@ -213,10 +213,14 @@ func (r *rig) cluster(name, addr string, h2 bool) *cluster.Cluster {
 		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
 			MaxConnections: none, MaxPendingRequests: none, MaxRequests: none, MaxRetries: none,
 		}}},
-		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{LbEndpoints: []*endpoint.LbEndpoint{{
-			HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address(addr)}},
-		}}}}},
+		LoadAssignment: assignment(name, address(addr)),
 	}
+}
+
+func assignment(cluster string, to *core.Address) *endpoint.ClusterLoadAssignment {
+	return &endpoint.ClusterLoadAssignment{ClusterName: cluster, Endpoints: []*endpoint.LocalityLbEndpoints{{LbEndpoints: []*endpoint.LbEndpoint{{
+		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: to}},
+	}}}}}
 }
 
 // routes are ours, and before it one for each way in which Envoy answers itself

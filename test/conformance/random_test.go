@@ -19,6 +19,9 @@ var (
 	only      = flag.Int("conformance.only", -1, "run this random exchange alone")
 )
 
+// randomWait is how long the plugin waits for the end of a random exchange.
+const randomWait = 5 * time.Second
+
 // random makes exchange number n of a seed, and its protocol.
 func random(seed, n uint64) (x exchange, protocol string) {
 	g := gen{rand.New(rand.NewPCG(seed, n))}
@@ -211,7 +214,7 @@ func TestRandom(t *testing.T) {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("seed %d", seed)
-	r := newRig(t, transports[0], "http")
+	r := newRig(t, transports[0].waits(randomWait), "http")
 	r.nudges(t)
 	first, last := 0, *exchanges
 	if *only >= 0 {
@@ -249,7 +252,7 @@ func TestRandom(t *testing.T) {
 		}
 	}
 	bad := 0
-	for _, id := range r.node.missing(ids, maxWait+3*time.Second) {
+	for _, id := range r.node.missing(ids, randomWait+3*time.Second) {
 		if bad++; bad <= 10 {
 			n, _ := strconv.Atoi(id)
 			t.Errorf("exchange %s has no event\n%s\n%s", id, truths[n].describe(), again(seed, n))

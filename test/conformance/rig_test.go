@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -48,28 +49,35 @@ type transport struct {
 	name string
 	// plugin makes the code that gateways are served; nil: as it is.
 	plugin func(code string) string
+	// wait is how long the plugin waits for the end of an exchange.
+	wait time.Duration
 }
 
+// How long to wait: cases of aborts needn't take half a minute each, others
+// are not to be given up on a slow machine.
+const (
+	shortWait = time.Second
+	longWait  = 30 * time.Second
+)
+
+func (tr transport) waits(d time.Duration) transport { tr.wait = d; return tr }
+
 func (tr transport) code(t testing.TB) string {
-	code := shorten(t, lua.Embedded().Code)
+	code := waits(t, lua.Embedded().Code, tr.wait)
 	if tr.plugin != nil {
 		code = tr.plugin(code)
 	}
 	return code
 }
 
-// maxWait is how long the plugin waits for the end of an exchange here: cases of
-// aborts needn't take half a minute each.
-const maxWait = 2 * time.Second
-
 var maxWaitLine = regexp.MustCompile(`(?m)^local MAX_WAIT_MS = [0-9]+`)
 
-func shorten(t testing.TB, code string) string {
+func waits(t testing.TB, code string, d time.Duration) string {
 	t.Helper()
 	if !maxWaitLine.MatchString(code) {
-		t.Fatal("the plugin has no line local MAX_WAIT_MS = N, which tests shorten")
+		t.Fatal("the plugin has no line local MAX_WAIT_MS = N, which tests change")
 	}
-	return maxWaitLine.ReplaceAllString(code, fmt.Sprintf("local MAX_WAIT_MS = %d", maxWait.Milliseconds()))
+	return maxWaitLine.ReplaceAllString(code, fmt.Sprintf("local MAX_WAIT_MS = %d", cmp.Or(d, shortWait).Milliseconds()))
 }
 
 // rig is a client's and an upstream's view of a real Envoy that runs the plugin,

@@ -17,12 +17,33 @@ type script struct {
 	gap      time.Duration // before each piece of the body
 	wait     time.Duration // before the answer
 	trailers []Field
-	early    bool  // answers once it has the request's header
-	fail     point // where it resets
-	closes   bool  // instead of resetting, it closes
-	fails    int   // how many attempts fail; 0: all
-	echo     bool  // sends back what arrives, piece by piece, to the end
-	endless  bool  // the last piece again and again
+	early    bool   // answers once it has the request's header
+	fail     point  // where it resets
+	closes   bool   // instead of resetting, it closes
+	fails    int    // how many attempts fail; 0: all
+	echo     bool   // sends back what arrives, piece by piece, to the end
+	endless  bool   // the last piece again and again
+	sent     *times // when each piece was sent, if asked for
+}
+
+// times are noted at one end and read at the other.
+type times struct {
+	mu sync.Mutex
+	at []time.Time
+}
+
+func (t *times) note() {
+	if t != nil {
+		t.mu.Lock()
+		t.at = append(t.at, time.Now())
+		t.mu.Unlock()
+	}
+}
+
+func (t *times) list() []time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.at
 }
 
 // point is where an exchange is broken off.
@@ -125,7 +146,11 @@ func (u *upstream) expect(id string, s *script) {
 func (u *upstream) forget(id string) []*Message {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	seen := u.seen[id]
+	var seen []*Message
+	for _, m := range u.seen[id] {
+		now := *m // more may arrive
+		seen = append(seen, &now)
+	}
 	delete(u.scripts, id)
 	delete(u.seen, id)
 	return seen
@@ -201,7 +226,7 @@ func (u *upstream) play(s Stream, m *Message, p *script) bool {
 		<-done
 	}
 	defer func() { <-done }()
-	if m.End == Reset && !p.early {
+	if !p.early && m.End == Reset {
 		return false
 	}
 	if broken(afterRequest) {
@@ -215,17 +240,20 @@ func (u *upstream) play(s Stream, m *Message, p *script) bool {
 	for _, f := range p.interim {
 		_ = s.SendInterim(f)
 	}
-	if u.answer(s, p, broken) != nil {
+	if u.answer(s, Get(m.Head, ":method"), p, broken) != nil {
 		return false
 	}
 	<-done
 	return m.End == End
 }
 
-func (u *upstream) answer(s Stream, p *script, broken func(point) bool) error {
+func (u *upstream) answer(s Stream, method string, p *script, broken func(point) bool) error {
 	head, body := p.head, p.body
 	if head == nil {
 		head, body = []Field{{":status", "200"}, {"content-length", "2"}}, [][]byte{[]byte("ok")}
+	}
+	if method == "HEAD" {
+		body = nil
 	}
 	if err := s.SendHead(head, len(body) == 0 && p.trailers == nil && (p.fail == nowhere || p.fail == redirectOnce)); err != nil {
 		return err
@@ -236,6 +264,7 @@ func (u *upstream) answer(s Stream, p *script, broken func(point) bool) error {
 	for n := 0; n < len(body); n++ {
 		time.Sleep(p.gap)
 		last := n == len(body)-1 && p.trailers == nil && !p.endless && p.fail == nowhere
+		p.sent.note()
 		if err := s.SendData(body[n], last); err != nil {
 			return err
 		}
