@@ -74,6 +74,7 @@ type truth struct {
 	sent     []Field
 	body     []byte // that the client sent
 	whole    bool   // the client sent all of the request
+	early    bool   // the upstream answered before the request's end
 	left     bool   // the client left before the end
 	trailers []Field
 	got      *Message
@@ -137,7 +138,7 @@ func (r *rig) do(x exchange, protocol, id string) (*truth, error) {
 
 // doOn runs an exchange on a stream.
 func (r *rig) doOn(s Stream, x *exchange, protocol, id, local string) *truth {
-	tr := &truth{id: id, protocol: protocol, local: local, began: time.Now()}
+	tr := &truth{id: id, protocol: protocol, local: local, began: time.Now(), early: x.script.early || x.script.echo}
 	if x.raw != "" {
 		r.sendRaw(s.(*H1), x, tr)
 	} else {
@@ -436,6 +437,9 @@ func (tr *truth) compareRequest(f *faults, ev *event.Event) {
 		}
 	} else if ev.Request.BodyBytes > uint64(len(tr.body)) || !bytes.HasPrefix(copied, ev.Request.Body) {
 		f.add("request body: %d of %d bytes, which the client did not send (%d)", len(ev.Request.Body), ev.Request.BodyBytes, len(tr.body))
+	}
+	if n := len(tr.seen); n > 0 && len(tr.body) > 0 && tr.seen[n-1].End == End && !tr.early && ev.Flags&event.FlagRequestOpen != 0 {
+		f.add("the upstream had all of the request before it answered, and the request is flagged as open")
 	}
 	if !tr.whole && ev.Flags&event.FlagRequestOpen == 0 {
 		f.add("the request did not end, and is not flagged as open")
