@@ -24,7 +24,7 @@ local floor, random = math.floor, math.random
 -- Bounds.
 local MAX_FIELD_BYTES = 262144     -- header lines copied per message, with 128 for each
 local MAX_OPEN = 4096              -- exchanges awaiting their response
-local MAX_OPEN_BYTES = 8388608     -- and the bytes of their copies
+local MAX_OPEN_BYTES = 33554432    -- and the bytes of their copies
 local MAX_WAIT_MS = 30000          -- then they are sent as far as they were seen
 local MAX_POOL = 64                -- exchanges kept for use again
 local MAX_POOL_BYTES = 32768       -- unless their headers were longer
@@ -32,8 +32,8 @@ local LONG_MS = 10000              -- a body that goes on after its copy's end f
 local BATCH_EVENTS = 32
 local BATCH_BYTES = 98304          -- below what LuaJIT's allocator maps anew each time: 128 KiB
 local BATCH_MS = 100
-local SINGLES = 64                 -- events that may go out by themselves while others are open …
-local SINGLES_PER_MS = 0.2         -- … and how many more each ms
+local SINGLES = 40                -- events that may go out by themselves while others are open …
+local SINGLES_PER_MS = 0.25       -- … and how many more each ms
 local SETTINGS_MS = 10             -- how old a look at the settings may be
 local TELL_MS = 10000              -- counters travel at least so often while there are requests
 local CALL_TIMEOUT_MS = 1000
@@ -778,6 +778,21 @@ local COUNTER_KEYS, exported = {}, {}
 for i = 1, #COUNTERS do COUNTER_KEYS[i], exported[i] = key(COUNTERS[i]), 0 end
 local NUMBER_OF_COUNTERS = key("counters") .. char(0x80 + #COUNTERS)
 
+local writing -- the policy whose batch is being written to
+
+-- failed counts an error. What it left half written is given up.
+local function failed(h, message)
+  count.errors = count.errors + 1
+  local s = writing
+  if s then
+    writing = nil
+    if s.events > 0 then count.lost_batches, count.lost_events = count.lost_batches + 1, count.lost_events + s.events end
+    s.events = 0
+    reset(s.batch)
+  end
+  if count.errors <= 10 then h:logWarn("periscope: " .. tostring(message)) end
+end
+
 -- export adds to Envoy's own counters, which Lua has from Envoy 1.38 on.
 local function export(h)
   local stats = h:stats()
@@ -797,17 +812,21 @@ local function flush(h, s, now)
   seq = seq + 1
   told, told_at, s.flushed = count.seen, now, now
   local b, events = s.batch, s.events
-  s.events = 0
+  writing = s
   put(b, s.header, uint(seq), "\167sent_us", uint(now * 1000), NUMBER_OF_COUNTERS)
   for i = 1, #COUNTERS do put(b, COUNTER_KEYS[i], uint(count[COUNTERS[i]])) end
   local body = b:get()
+  s.events, writing = 0, nil
   if #body > 2 * BATCH_BYTES then b:free() end -- or each policy's would stay as large as its largest event
   local ok = pcall(h.httpCall, h, s.cluster or CLUSTER, CALL_HEADERS, body, CALL_OPTIONS)
   if not ok then
     count.lost_batches = count.lost_batches + 1
     count.lost_events = count.lost_events + events
   end
-  pcall(export, h)
+  if h.stats then
+    local done, message = pcall(export, h)
+    if not done then failed(h, message) end
+  end
 end
 
 -- due says whether a policy's batch goes out: it is full or old, or nothing else
@@ -872,7 +891,7 @@ end
 local function new_exchange()
   if pooled == 0 then
     return { n = 0, t = 0, th = 0, qend = false, s = false, class = false, src = "", peer = false, place = false, tls = false, tls_pairs = 0, flags = 0,
-      size = 0, head_bytes = 0, c = false, direct = "", connect = false, grpc = false, q = message(), r = message() }
+      size = 0, head_bytes = 0, c = false, direct = "", method = "", grpc = false, q = message(), r = message() }
   end
   local p = pool[pooled]
   pool[pooled] = nil
@@ -955,9 +974,9 @@ local function start(t)
   return last_t_encoded
 end
 
--- finish makes the event and puts it into its policy's batch. The exchange may
--- not be used any more.
-local function finish(h, p, now)
+-- finish makes the event and puts it into its policy's batch, which goes out if it
+-- is due, unless held is set. The exchange may not be used any more.
+local function finish(h, p, now, held)
   local number = p.n
   close(p)
   local s, e, q, r, t, flags = p.s, ebuf, p.q, p.r, p.t, p.flags
@@ -992,6 +1011,7 @@ local function finish(h, p, now)
     if r.count > 0 then bytes = bytes + 3 + size(rbody and #rbody or r.got) end
   end
   local b = s.batch
+  writing = s
   put(b, char(0xc6, rshift(bytes, 24), band(rshift(bytes, 16), 255), band(rshift(bytes, 8), 255), band(bytes, 255), 0xde, 0, n), e, K.qh, qh, q.b)
   put_body(b, q, K.qb, qbody)
   if rh then
@@ -999,7 +1019,7 @@ local function finish(h, p, now)
     put_body(b, r, K.rb, rbody)
   end
   count.mirrored = count.mirrored + 1
-  s.events = s.events + 1
+  s.events, writing = s.events + 1, nil
   if s.events == 1 then s.since = now end
   if pooled < MAX_POOL and p.head_bytes <= MAX_POOL_BYTES then
     clear(q)
@@ -1009,6 +1029,7 @@ local function finish(h, p, now)
     pool[pooled] = p
   end
   if s.gone then flush(h, s, now) -- send_all doesn't look at it any more
+  elseif held then return
   elseif settings.next or previous and previous.events > 0 then send_all(h, now)
   elseif due(s, now) then flush(h, s, now) end
 end
@@ -1111,7 +1132,7 @@ local function begin(h)
   if peer ~= src then p.peer = peer end
   local ssl = si:downstreamSslConnection()
   if ssl then p.tls, p.tls_pairs = tls_facts(si, ssl) end
-  p.connect = head.method == "CONNECT"
+  p.method = head.method
   local max = s.qmax
   if max > 0 and not type_of(s.qtypes, head.type).wanted then max = 0 end
   q.max, q.mask, p.flags = body_mask(s, head.type, head.coding, max, flags)
@@ -1131,11 +1152,6 @@ local function begin(h)
     si:dynamicMetadata():set(NS, "n", FIRST_ID + number)
   end
   return p
-end
-
-local function failed(h, message)
-  count.errors = count.errors + 1
-  if count.errors <= 10 then h:logWarn("periscope: " .. tostring(message)) end
 end
 
 local function trailers(h, m, s)
@@ -1181,6 +1197,8 @@ local function request(h)
     local n = p.n
     trailers(h, p.q, p.s)
     if p.n == n then p.qend = p.q.len > 0 and h:timestamp() or p.t end
+  else -- a tunnel's first bytes, perhaps
+    send_all(h, h:timestamp())
   end
 end
 
@@ -1209,6 +1227,16 @@ local function content_length()
   return n
 end
 
+-- finish_early makes the event at the response's header. The header is on its way
+-- when the first bytes behind it are: only then something goes out.
+local function finish_early(h, p, now)
+  local s = p.s
+  finish(h, p, now, true)
+  if s.events == 0 or not due(s, now) then return end
+  for _ in h:bodyChunks() do break end
+  if s.events > 0 then flush(h, s, h:timestamp()) end
+end
+
 local function response(h)
   if open_count == 0 then return end
   local p = exchange_of(h)
@@ -1218,16 +1246,17 @@ local function response(h)
   r.fields, p.th, p.flags, p.head_bytes = fields, now, bor(p.flags, flags), p.head_bytes + bytes
   local t, status = type_of(s.rtypes, head.type), head.status
   p.grpc = t.grpc
-  if status == "101" or t.events or p.connect and status and byte(status) == 50 then
+  if status == "101" or t.events or p.method == "CONNECT" and status and byte(status) == 50 then
     p.flags = bor(p.flags, STREAM)
-    return finish(h, p, now)
+    return finish_early(h, p, now)
   end
+  if status == "204" or status == "304" or p.method == "HEAD" then return finish(h, p, now) end -- RFC 9110, section 6.4.1: no body follows
   local max = t.wanted and s.rmax or 0
   if max == 0 then
     p.flags = bor(p.flags, RESPONSE_SKIP)
     if not t.grpc then -- whose trailers say how it ended
       r.len = content_length()
-      return finish(h, p, now)
+      return finish_early(h, p, now)
     end
   end
   r.max, r.mask, p.flags = body_mask(s, head.type, head.coding, max, p.flags)

@@ -55,6 +55,7 @@ func TestBurstThenSilence(t *testing.T) {
 			f = &faults{}
 			var aborted []string
 			for n := 2; n <= 40; n += 6 {
+				time.Sleep(200 * time.Millisecond) // what is held while much comes is not this test's matter
 				ended, given := r.burst(t, "aborts", n, true)
 				if left := r.node.missing(ended, tailWithin); len(left) > 0 {
 					f.add("burst of %d with aborts: %d events of exchanges that ended did not come within %v", n, len(left), tailWithin)

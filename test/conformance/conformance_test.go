@@ -155,7 +155,11 @@ func (r *rig) runCase(t *testing.T, f *faults, c testCase, protocol, id string) 
 	if c.want == refused || c.want == either && len(r.up.attempts(id)) == 0 {
 		within = 300 * time.Millisecond
 	}
-	events := r.node.of(id, 1, within)
+	count := 1
+	if c.want == legs {
+		count = 2
+	}
+	events := r.node.of(id, count, within)
 	tr.seen = r.up.forget(id)
 	if bare != nil && !c.loose {
 		tr.sameAs(f, bare)

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/node/accesslog"
 	"github.com/periscope-mesh/periscope/node/ingest"
 )
 
@@ -45,12 +46,20 @@ func newNode(t testing.TB) *node {
 	t.Helper()
 	n := &node{events: map[string][]arrived{}, known: map[string]bool{}, vms: map[string]*vm{}}
 	n.changed = sync.NewCond(&n.mu)
-	ring := ingest.NewRing(1<<16, 1<<30)
-	h, err := ingest.New(ingest.Config{Ring: ring, Authenticator: ingest.Trusting{}, Registerer: prometheus.NewRegistry(), MaxBodyBytes: 1 << 30})
+	ring, registry := ingest.NewRing(1<<16, 1<<30), prometheus.NewRegistry()
+	log, err := accesslog.New(accesslog.Config{Ring: ring, Authenticator: ingest.Trusting{}, Registerer: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := ingest.New(ingest.Config{Ring: ring, Joiner: log, Authenticator: ingest.Trusting{}, Registerer: registry, MaxBodyBytes: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
 	watched := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == accesslog.Path {
+			log.ServeHTTP(w, r)
+			return
+		}
 		if r.Header.Get("x-forwarded-for") != "" || r.Header.Get("traceparent") != "" {
 			t.Errorf("the mirror call carries the user's headers: %v", r.Header)
 		}
@@ -101,6 +110,9 @@ func (s *statusRecorder) Write(b []byte) (int, error) {
 }
 
 func (n *node) take(x ingest.Exchange) {
+	if x.Event.Flags&event.FlagLogOnly != 0 {
+		return // of what the plugin never saw: node/accesslog tests these
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	v := n.vms[x.Header.VM]

@@ -341,8 +341,9 @@ func (r *rig) checkCounters(t *testing.T) {
 		t.Errorf("Envoy counts %d Lua errors", n)
 	}
 	if missing := r.node.gaps(); missing > 0 {
-		t.Errorf("%d batches did not arrive; overflow %d, time-outs %d", missing,
-			r.envoy.Stat("cluster.periscope_mirror.upstream_rq_pending_overflow"), r.envoy.Stat("cluster.periscope_mirror.upstream_rq_timeout"))
+		stat := func(name string) int { return r.envoy.Stat("cluster.periscope_mirror." + name) }
+		t.Errorf("%d batches did not arrive; overflow %d and %d, time-outs %d, 5xx %d", missing, stat("upstream_rq_pending_overflow"),
+			stat("upstream_rq_active_overflow"), stat("upstream_rq_timeout"), stat("upstream_rq_5xx"))
 	}
 	for _, s := range r.node.strangers() {
 		t.Errorf("an event of no exchange that was sent: %s", s)

@@ -27,7 +27,7 @@ import (
 const (
 	MirrorConnectTimeout = 250 * time.Millisecond
 	MirrorMaxRequests    = 64
-	MirrorMaxPending     = 32
+	MirrorMaxPending     = 64
 	MirrorMaxConnections = 16
 	mirrorBufferBytes    = 1 << 20
 	// The plugin's calls have a time-out of a second. The access log's have none,
