@@ -219,7 +219,9 @@ func read(file string, root *yaml.Node, shift int) Document {
 	if len(faults) == 0 {
 		doc.Policy = &p
 		for _, f := range p.Warnings() {
-			doc.Warnings = append(doc.Warnings, w.placed(f))
+			if _, written := w.marks[f.Path]; written { // not what defaults say
+				doc.Warnings = append(doc.Warnings, w.placed(f))
+			}
 		}
 	}
 	if p.Kind == Kind && isSubdomain(p.Metadata.Name) && isLabel(p.Metadata.Namespace) &&

@@ -91,14 +91,20 @@ func (s *Spec) check(c *checker) {
 // Warnings tells what a valid policy does less than its reader may think.
 func (p *MirrorPolicy) Warnings() []Fault {
 	var c checker
-	if m := p.Spec.Mask; p.Spec.Transport == TransportExtProc {
+	if p.Spec.Transport == TransportExtProc {
 		const problem = "is masked by the nodes with transport ExtProc: the values leave the gateway before"
 		remedy := "keep the way to the nodes as safe as the gateway, or write transport: " + string(TransportLua)
-		if len(m.JSONPaths) > 0 {
-			c.add("spec.mask.jsonPaths", problem, remedy)
-		}
-		if len(m.Detectors) > 0 {
-			c.add("spec.mask.detectors", problem, remedy)
+		m := p.Spec.Mask
+		for _, field := range []struct {
+			name string
+			set  int
+		}{
+			{"cookies", len(m.Cookies)}, {"queryParameters", len(m.QueryParameters)}, {"formFields", len(m.FormFields)},
+			{"jsonPaths", len(m.JSONPaths)}, {"detectors", len(m.Detectors)},
+		} {
+			if field.set > 0 {
+				c.add("spec.mask."+field.name, problem, remedy)
+			}
 		}
 	}
 	return c.faults

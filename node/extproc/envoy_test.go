@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -291,7 +292,7 @@ func comparable(e event.Event) event.Event {
 	e.ResponseFlags, e.ResponseDetails = "", ""
 	e.Flags &^= event.FlagResponseOpen
 	e.Request.Headers = slices.DeleteFunc(e.Request.Headers, func(f event.Field) bool { return string(f.Name) == "authorization" })
-	e.Response.Headers = slices.DeleteFunc(e.Response.Headers, func(f event.Field) bool { return string(f.Name) == "date" })
+	e.Response.Headers = slices.DeleteFunc(e.Response.Headers, func(f event.Field) bool { return string(f.Name) == "date" || string(f.Name) == "x-secret" })
 	for _, list := range []*[]event.Field{&e.Request.Headers, &e.Request.Trailers, &e.Response.Headers, &e.Response.Trailers} {
 		if len(*list) == 0 {
 			*list = nil
@@ -480,6 +481,79 @@ func TestEnvoySameEvents(t *testing.T) {
 			t.Errorf("%s: users see %s by ext_proc, %s by Lua", c.name, seen[c.name], got)
 		}
 		if diff := gocmp.Diff(show(comparable(r.one(c.path))), show(comparable(streamed[c.name]))); diff != "" {
+			t.Errorf("%s: -Lua +ext_proc\n%s", c.name, diff)
+		}
+	}
+}
+
+// The same is masked by both transports: the plugin's masks, and the node's.
+func TestEnvoySameMasks(t *testing.T) {
+	t.Parallel()
+	// What comes goes back as it came, so that both directions are masked.
+	echo := func(w http.ResponseWriter, req *http.Request) {
+		for _, name := range []string{"Content-Type", "Content-Encoding"} {
+			w.Header()[name] = req.Header[name] // nil: none
+		}
+		w.Header()["Set-Cookie"] = []string{"session=secret; Path=/; HttpOnly", "other=1"}
+		w.Header().Set("Location", "/next?access_token=secret&x=1#token=secret")
+		w.Header().Set("X-Secret", "secret")
+		body, _ := io.ReadAll(req.Body)
+		_, _ = w.Write(body)
+	}
+	r := newRig(t, http.HandlerFunc(echo), func(r *rig) {
+		r.plan.Settings.Response.ContentTypes = []string{"*/*"}
+		r.plan.Settings.Mask = policy.Mask{
+			Headers: []string{"authorization", "x-secret"}, Cookies: []string{"session"}, QueryParameters: []string{"access_token", "token"},
+			FormFields: []string{"password"}, JSONPaths: []string{"$.user.password", "$.pin"}, Detectors: []policy.Detector{policy.DetectorCreditCard},
+		}
+	})
+	const multipart = "--b\r\nContent-Disposition: form-data; name=\"password\"\r\n\r\nsecret\r\n--b\r\nContent-Disposition: form-data; name=\"q\"\r\n\r\nplain\r\n--b--\r\n"
+	var zipped bytes.Buffer
+	z := gzip.NewWriter(&zipped)
+	_, _ = z.Write([]byte(`{"password":"secret"}`))
+	_ = z.Close()
+	calls := []struct {
+		name, kind, encoding, body string
+		masked                     event.Flags // of the event
+	}{
+		{"headers", "", "", "", event.FlagMasked},
+		{"json", "application/json", "", `{"user":{"password":"secret"},"pin":[1,"secret"],"plain":"x"}`, event.FlagMasked},
+		{"card", "text/csv", "", "1;4111 1111 1111 1111;x", event.FlagMasked},
+		{"form", "application/x-www-form-urlencoded", "", "user=a&p%61ssword=secret&user[password]=secret&q=1", event.FlagMasked},
+		{"text", "text/plain", "", `password=secret`, event.FlagMasked},
+		{"no type", "", "", `{"pin":"secret"}`, event.FlagMasked},
+		{"multipart", "multipart/form-data; boundary=b", "", multipart, event.FlagMasked},
+		{"multipart without boundary", "multipart/form-data", "", multipart, event.FlagMasked},
+		{"cut", "application/json", "", `{"plain":"` + strings.Repeat("x", 1000) + `","pin":"` + strings.Repeat("secret", 100), event.FlagMasked | event.FlagRequestCut | event.FlagResponseCut},
+		{"grown", "application/x-www-form-urlencoded", "", strings.Repeat("password=&", 102), event.FlagMasked | event.FlagRequestCut | event.FlagResponseCut},
+		{"compressed", "application/json", "gzip", zipped.String(), event.FlagMasked | event.FlagRequestCut | event.FlagResponseCut},
+		{"compressed, of another type", "image/svg+xml", "gzip", zipped.String(), event.FlagMasked},
+		{"compressed, empty", "application/json", "gzip", "", event.FlagMasked},
+		{"uncompressed", "application/json", "Identity", `{"pin":"secret"}`, event.FlagMasked},
+	}
+	exchange := func(i int) event.Event {
+		c := calls[i]
+		path := fmt.Sprintf("/%d;token=secret/x?access_token=secret&q=%d", i, i)
+		req, _ := http.NewRequest(http.MethodPost, r.url(path), strings.NewReader(c.body))
+		req.Header = http.Header{"Content-Type": {c.kind}, "Content-Encoding": {c.encoding}, "Authorization": {"Bearer secret"}, "Referer": {"https://a.example/?token=secret"}, "Cookie": {`a=1; session="secret"; b=2`}}
+		maps.DeleteFunc(req.Header, func(_ string, v []string) bool { return v[0] == "" })
+		r.do(r.client, req)
+		return r.one(fmt.Sprintf("/%d;token=***/x?access_token=***&q=%d", i, i))
+	}
+	streamed := make([]event.Event, len(calls))
+	for i, c := range calls {
+		e := exchange(i)
+		streamed[i] = e
+		if e.Flags != c.masked {
+			t.Errorf("%s: flags %b, want %b", c.name, e.Flags, c.masked)
+		}
+		if all := show(e); strings.Contains(all, "secret\"") || strings.Contains(all, "4111") || strings.Contains(all, "=secret") || strings.Contains(all, zipped.String()) && c.kind != "image/svg+xml" {
+			t.Errorf("%s: something masked is in the event\n%s", c.name, all)
+		}
+	}
+	r.change(policy.TransportLua)
+	for i, c := range calls {
+		if diff := gocmp.Diff(show(comparable(exchange(i))), show(comparable(streamed[i]))); diff != "" {
 			t.Errorf("%s: -Lua +ext_proc\n%s", c.name, diff)
 		}
 	}

@@ -10,21 +10,15 @@ import (
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/mask"
+	"github.com/periscope-mesh/periscope/policy"
 )
-
-// Masker hides what a policy masks; package mirror/mask makes one. What it gives
-// may be what it was given, and false tells that nothing was hidden.
-type Masker interface {
-	Header(name, value []byte) ([]byte, bool)
-	Path(value []byte) ([]byte, bool)
-	Body(contentType string, body []byte) ([]byte, bool)
-}
 
 // exchange is one until its event is made.
 type exchange struct {
 	handler  *Handler
 	settings *mirror.Settings // of the policy that governs it
-	mask     Masker
+	mask     *mask.Masker
 	started  time.Time // this node's clock
 	event    event.Event
 	request  part
@@ -32,18 +26,27 @@ type exchange struct {
 	begun    bool // the response has
 	done     bool
 	held     int64 // bytes of copies, of the handler's budget
+	grown    int   // bytes that masking added to them
 }
 
 // part is one direction.
 type part struct {
 	message     *event.Message
 	contentType string
-	max         int // bytes of the body that are copied
+	kind        string // what masking goes by: contentType, or anyKind
+	encoding    string // of the content, or unknown
+	max         int    // bytes of the body that are copied
 	ended       bool
 }
 
+// What masking goes by where a policy withholds the header that tells.
+const (
+	anyKind = "json urlencoded multipart/"
+	unknown = "?"
+)
+
 // begin starts an exchange under the settings that govern it.
-func (h *Handler) begin(s *mirror.Settings, mask Masker, share int, m *message, now time.Time) *exchange {
+func (h *Handler) begin(s *mirror.Settings, mask *mask.Masker, share int, m *message, now time.Time) *exchange {
 	x := &exchange{handler: h, settings: s, mask: mask, started: now}
 	x.request.message, x.response.message = &x.event.Request, &x.event.Response
 	e := &x.event
@@ -60,7 +63,7 @@ func (h *Handler) begin(s *mirror.Settings, mask Masker, share int, m *message, 
 	}
 	x.headers(&x.request, m, "request")
 	if wants(s.Request.ContentTypes, x.request.contentType) {
-		x.request.max = int(s.Request.MaxBytes)
+		x.copies(&x.request, s.Request.MaxBytes)
 	}
 	x.requestEnds(m.end, now)
 	return x
@@ -140,7 +143,7 @@ func (x *exchange) respond(m *message, now time.Time) int {
 		x.response.ended = true // as far as it is looked at
 		x.finish(now)
 	default:
-		x.response.max = int(x.settings.Response.MaxBytes)
+		x.copies(&x.response, x.settings.Response.MaxBytes)
 		x.responseEnds(m.end, now)
 	}
 	return size
@@ -149,9 +152,31 @@ func (x *exchange) respond(m *message, now time.Time) int {
 // headers takes the header lines of a direction, masked, and tells their size.
 func (x *exchange) headers(p *part, m *message, direction string) int {
 	p.contentType = get(m.fields, "content-type")
+	p.kind, p.encoding = p.contentType, get(m.fields, "content-encoding")
 	size := sizeOf(m.fields)
-	p.message.Headers = append(x.masked(m), x.withheld(m, direction)...)
+	withheld := x.withheld(m, direction)
+	for _, f := range withheld {
+		switch string(f.Name) {
+		case "content-type":
+			p.kind = anyKind
+		case "content-encoding":
+			p.encoding = unknown
+		}
+	}
+	p.message.Headers = append(x.masked(m), withheld...)
 	return size
+}
+
+// copies has so many bytes of a body copied, or none of one that can't be masked.
+func (x *exchange) copies(p *part, limit policy.Quantity) {
+	if limit == 0 {
+		return
+	}
+	if _, hidden := x.mask.Body(p.kind, p.encoding, nil); hidden {
+		x.event.Flags |= event.FlagMasked
+		return
+	}
+	p.max = int(limit)
 }
 
 // withheld are the headers that masking kept in the gateway, which tells no more
@@ -167,7 +192,7 @@ func (x *exchange) withheld(m *message, direction string) []event.Field {
 		if slices.ContainsFunc(m.fields, func(f event.Field) bool { return bytes.Equal(f.Name, name) }) {
 			continue // it came all the same
 		}
-		out = append(out, event.Field{Name: name, Value: []byte(hidden)})
+		out = append(out, event.Field{Name: name, Value: []byte(mask.Hidden)})
 		x.event.Flags |= event.FlagMasked
 	}
 	slices.SortFunc(out, func(a, b event.Field) int { return bytes.Compare(a.Name, b.Name) })
@@ -189,12 +214,7 @@ func (x *exchange) masked(m *message) []event.Field {
 	for i := range m.fields {
 		f := &m.fields[i]
 		var hidden bool
-		if string(f.Name) == ":path" {
-			f.Value, hidden = x.mask.Path(f.Value)
-		} else {
-			f.Value, hidden = x.mask.Header(f.Name, f.Value)
-		}
-		if hidden {
+		if f.Value, hidden = x.mask.Header(f.Name, f.Value); hidden {
 			x.event.Flags |= event.FlagMasked
 		}
 	}
@@ -245,14 +265,25 @@ func (x *exchange) finish(now time.Time) {
 	flag(event.FlagNoResponse, !x.begun)
 	flag(event.FlagResponseOpen, x.begun && !x.response.ended)
 	flag(event.FlagResponseCut, e.Flags&event.FlagResponseSkip == 0 && e.Response.BodyBytes > uint64(len(e.Response.Body)))
-	for _, p := range []*part{&x.request, &x.response} {
-		if p.message.Body == nil {
-			continue
-		}
-		var hidden bool
-		p.message.Body, hidden = x.mask.Body(p.contentType, p.message.Body)
-		flag(event.FlagMasked, hidden)
+	e.Flags |= x.maskBody(&x.request, event.FlagRequestCut) | x.maskBody(&x.response, event.FlagResponseCut)
+}
+
+// maskBody masks what was copied of a body, which may make it longer, and gives
+// flags.
+func (x *exchange) maskBody(p *part, cut event.Flags) (flags event.Flags) {
+	if p.message.Body == nil {
+		return 0
 	}
+	body, hidden := x.mask.Body(p.kind, p.encoding, p.message.Body)
+	if hidden {
+		flags = event.FlagMasked
+	}
+	x.grown += max(0, cap(body)-len(p.message.Body))
+	if len(body) > p.max {
+		body, flags = body[:p.max], flags|cut
+	}
+	p.message.Body = body
+	return flags
 }
 
 func (x *exchange) since(now time.Time) uint64 {
@@ -295,21 +326,3 @@ func wants(types []string, contentType string) bool {
 	}
 	return false
 }
-
-// headerMasker hides headers by name.
-type headerMasker struct{ names [][]byte }
-
-const hidden = "***"
-
-func (m headerMasker) Header(name, value []byte) ([]byte, bool) {
-	for _, n := range m.names {
-		if bytes.Equal(n, name) {
-			return []byte(hidden), true
-		}
-	}
-	return value, false
-}
-
-func (headerMasker) Path(value []byte) ([]byte, bool) { return value, false }
-
-func (headerMasker) Body(_ string, body []byte) ([]byte, bool) { return body, false }

@@ -8,7 +8,7 @@
 // than Config says: what is beyond is given up and counted.
 //
 // The commands and tests of transports may import it; it imports mirror,
-// mirror/event and policy.
+// mirror/event, mirror/mask and policy.
 package extproc
 
 import (
@@ -35,6 +35,7 @@ import (
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/mask"
 	"github.com/periscope-mesh/periscope/policy"
 )
 
@@ -83,10 +84,8 @@ type Config struct {
 	// Authenticate yields the identity of the gateway behind a stream, as
 	// ingest.Authenticator does.
 	Authenticate func(r *http.Request, claim string) (gateway string, err error)
-	// Mask makes what hides what a policy masks; default: headers by name alone.
-	Mask       func(policy.Mask) Masker
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
+	Logger       *slog.Logger
+	Registerer   prometheus.Registerer
 
 	MaxStreams int           // at once; default 4096
 	MaxBytes   int64         // of the copies of all exchanges under way; default 64 MiB
@@ -116,7 +115,7 @@ type parsedKey struct{ gateway, revision string }
 // read.
 type parsed struct {
 	selector *mirror.Selector
-	masks    map[*mirror.Settings]Masker
+	masks    map[*mirror.Settings]*mask.Masker
 }
 
 // GatewayCount is what was heard from a gateway.
@@ -131,9 +130,6 @@ type GatewayCount struct {
 func New(c Config) (*Handler, error) {
 	if c.Settings == nil || c.Queue == nil || c.Authenticate == nil {
 		return nil, errors.New("extproc: Config.Settings, Queue and Authenticate are required")
-	}
-	if c.Mask == nil {
-		c.Mask = maskHeaders
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -150,14 +146,6 @@ func New(c Config) (*Handler, error) {
 	h := &Handler{cfg: c, vm: hex.EncodeToString(id[:]), parsed: map[parsedKey]*parsed{}, gateways: map[string]*GatewayCount{}}
 	h.metrics = newMetrics(c.Registerer, func() float64 { return float64(h.held.Load()) })
 	return h, nil
-}
-
-func maskHeaders(m policy.Mask) Masker {
-	var out headerMasker
-	for _, n := range m.Headers {
-		out.names = append(out.names, []byte(n))
-	}
-	return out
 }
 
 // Gateways lists what was heard from each, by gateway.
@@ -320,7 +308,7 @@ func (h *Handler) settings(gateway, revision string) *parsed {
 
 // parse refuses what it doesn't know: it may be a mask.
 func (h *Handler) parse(encoded []byte) (*parsed, error) {
-	p := &parsed{masks: map[*mirror.Settings]Masker{}}
+	p := &parsed{masks: map[*mirror.Settings]*mask.Masker{}}
 	var s mirror.Settings
 	d := json.NewDecoder(bytes.NewReader(encoded))
 	d.DisallowUnknownFields()
@@ -329,7 +317,7 @@ func (h *Handler) parse(encoded []byte) (*parsed, error) {
 	}
 	p.selector = mirror.NewSelector(s)
 	for _, s := range p.selector.Policies() {
-		p.masks[s] = h.cfg.Mask(s.Mask)
+		p.masks[s] = mask.New(s.Mask)
 	}
 	return p, nil
 }
@@ -344,7 +332,7 @@ func (h *Handler) deliver(x *exchange, gateway string) {
 	h.cfg.Queue(&event.Batch{
 		Header: event.Header{Version: event.Version, Gateway: gateway, VM: h.vm, Plugin: Plugin, PolicyRev: x.settings.PolicyRev},
 		Events: []event.Event{*e},
-	}, gateway, h.cfg.Now(), int(x.held)+eventOverhead)
+	}, gateway, h.cfg.Now(), int(x.held)+x.grown+eventOverhead)
 }
 
 // count counts an exchange and what became of it.

@@ -302,6 +302,29 @@ func TestMasks(t *testing.T) {
 	}
 }
 
+// Where a policy withholds the headers that tell what a body is, a body is
+// masked as any that it might be, or not copied.
+func TestMaskedTypes(t *testing.T) {
+	s := settings()
+	s.Mask = policy.Mask{Headers: []string{"content-type", "content-encoding"}, FormFields: []string{"password"}}
+	const multipart = "--b\r\nContent-Disposition: form-data; name=password\r\n\r\nsecret\r\n--b--"
+	b := newBench(t, s, nil)
+	for i, tc := range []struct{ withheld, body, want string }{
+		{"content-type", multipart, "--b\r\nContent-Disposition: form-data; name=password\r\n\r\n***"},
+		{"content-encoding", "compressed", ""},
+		{"x-other", "not compressed", "not compressed"},
+	} {
+		first := request(headers(":authority", "a", ":path", "/"), map[string]any{fmt.Sprintf("%q in request.headers", tc.withheld): true})
+		body := &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: []byte(tc.body), EndOfStream: true}}}
+		if err := send(b.open(t.Context(), "ns/gw"), first, body, response(true, ":status", "204")); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		if e := b.taken()[i].event; string(e.Request.Body) != tc.want || e.Flags&event.FlagMasked == 0 {
+			t.Errorf("%s: body %q, flags %b", tc.withheld, e.Request.Body, e.Flags)
+		}
+	}
+}
+
 // A text that is no UTF-8, which a user may have sent as the server's name, costs
 // no exchange.
 func TestBytesThatAreNoText(t *testing.T) {

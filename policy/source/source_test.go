@@ -482,15 +482,15 @@ func TestStateWithoutTransport(t *testing.T) {
 }
 
 // What an accepted policy does less than it seems to is told with its line, and
-// logged once.
+// logged once. What defaults mask is no warning's matter.
 func TestWarnings(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "policy.yaml")
-	write(t, path, "apiVersion: periscope.dev/v1alpha1\nkind: MirrorPolicy\nmetadata: {name: shop}\nspec:\n  transport: ExtProc\n  mask:\n    detectors: [CreditCard]\n")
+	write(t, path, "apiVersion: periscope.dev/v1alpha1\nkind: MirrorPolicy\nmetadata: {name: shop}\nspec:\n  transport: ExtProc\n  mask:\n    queryParameters: [token]\n")
 	s, l := newSource(t, path, "")
 	set, err := s.Load()
 	must(t, err)
 	list := set.Warnings()
-	if len(list) != 1 || list[0].Path != "spec.mask.detectors" || list[0].File != path || list[0].Line != 7 {
+	if len(list) != 1 || list[0].Path != "spec.mask.queryParameters" || list[0].File != path || list[0].Line != 7 {
 		t.Errorf("warnings: %v", list)
 	}
 	if n := l.Count("does less than it seems to"); n != 1 {

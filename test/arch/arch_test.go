@@ -43,7 +43,7 @@ var allowed = map[string][]string{
 	"node/policy":      {"xds/node/nodev1", "atomicfile"},
 	"node/ingest":      {"mirror/event"},
 	"node/accesslog":   {"mirror/event"},
-	"node/extproc":     {"mirror", "mirror/event", "policy"},
+	"node/extproc":     {"mirror", "mirror/event", "mirror/mask", "policy"},
 	"node/report":      {"xds/node/nodev1"},
 	"node/decode":      {"mirror/event"},
 	"node/detect":      {"mirror/event", "node/decode", "node/attack"},
