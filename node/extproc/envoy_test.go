@@ -341,6 +341,13 @@ func upstream(w http.ResponseWriter, req *http.Request) {
 	case "/slow":
 		time.Sleep(500 * time.Millisecond)
 		w.Header().Set("Content-Type", "text/plain")
+	case "/long":
+		w.Header().Set("Content-Type", "text/plain")
+		fmt.Fprint(w, "the beginning, ")
+		_ = http.NewResponseController(w).Flush()
+		time.Sleep(2500 * time.Millisecond)
+		fmt.Fprint(w, "the end")
+		return
 	case "/trickle":
 		w.Header().Set("Content-Type", "text/plain")
 		fmt.Fprint(w, "the beginning")
@@ -699,6 +706,17 @@ func TestEnvoyAborts(t *testing.T) {
 	})
 	if want := event.FlagResponseOpen; e.Flags != want || string(e.Response.Body) != "the beginning" {
 		t.Errorf("amid the response: flags %b, want %b, body %q", e.Flags, want, e.Response.Body)
+	}
+}
+
+// An exchange that takes longer than calls with batches may is whole.
+func TestEnvoyLongExchange(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(upstream), nil)
+	req, _ := http.NewRequest(http.MethodGet, r.url("/long"), nil)
+	r.do(r.client, req)
+	if e := r.one("/long"); e.Flags != 0 || string(e.Response.Body) != "the beginning, the end" {
+		t.Errorf("flags %b, body %q", e.Flags, e.Response.Body)
 	}
 }
 

@@ -38,6 +38,8 @@ const (
 	// By ext_proc each exchange under way is a request in flight. Those beyond
 	// are not copied, and Envoy counts them.
 	streamMaxRequests = 1024
+	// A node ends an exchange's stream after 30 s, whatever there is of it.
+	streamMaxDuration = 45 * time.Second
 	// Envoy slows users' bodies down to what a node takes of them. One that takes
 	// nothing at all is cut off after twice this time.
 	streamKeepalive = time.Second
@@ -164,13 +166,13 @@ func FixedMirrorCluster(nodes []mirror.Endpoint, transport policy.Transport) (*c
 // go by EDS alone, as a changed cluster would be warmed anew. Nothing is
 // retried: the plugin's calls carry no retry policy.
 func mirrorCluster(transport policy.Transport) (*cluster.Cluster, error) {
-	http2, requests, pending := &core.Http2ProtocolOptions{}, uint32(MirrorMaxRequests), uint32(MirrorMaxPending)
+	http2, requests, pending, duration := &core.Http2ProtocolOptions{}, uint32(MirrorMaxRequests), uint32(MirrorMaxPending), mirrorMaxDuration
 	if transport == policy.TransportExtProc {
-		requests, pending = streamMaxRequests, streamMaxRequests
+		requests, pending, duration = streamMaxRequests, streamMaxRequests, streamMaxDuration
 		http2.ConnectionKeepalive = &core.KeepaliveSettings{Interval: durationpb.New(streamKeepalive), Timeout: durationpb.New(streamKeepalive)}
 	}
 	options, err := httpOptions(&upstreamhttp.HttpProtocolOptions{
-		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxStreamDuration: durationpb.New(mirrorMaxDuration)},
+		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxStreamDuration: durationpb.New(duration)},
 		UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: http2},
 		}},
