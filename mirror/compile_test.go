@@ -137,6 +137,26 @@ func TestStreamPPM(t *testing.T) {
 	}
 }
 
+func TestCopies(t *testing.T) {
+	always := []policy.Class{policy.ClassAuthentication}
+	for _, tc := range []struct {
+		settings mirror.Settings
+		want     bool
+	}{
+		{mirror.Settings{Mode: policy.ModeMonitor, SharePPM: 1}, true},
+		{mirror.Settings{Mode: policy.ModeMonitor}, false},
+		{mirror.Settings{Mode: policy.ModeMonitor, Always: always}, true},
+		{mirror.Settings{Mode: policy.ModeOff, SharePPM: mirror.Everything, Always: always}, false},
+		{mirror.Settings{Mode: policy.ModeOff, Next: []mirror.Settings{{Mode: policy.ModeMonitor}, {Mode: policy.ModeMonitor, SharePPM: 1}}}, true},
+		{mirror.Settings{Mode: policy.ModeOff, Next: []mirror.Settings{{Mode: policy.ModeMonitor}}}, false},
+		{mirror.Compile(nil, mirror.Topology{Gateways: []mirror.Gateway{{Name: "a"}}}).Gateways[0].Settings, false},
+	} {
+		if got := tc.settings.Copies(); got != tc.want {
+			t.Errorf("%+v: %v", tc.settings, got)
+		}
+	}
+}
+
 func TestCompileIsDeterministic(t *testing.T) {
 	policies := []policy.MirrorPolicy{named("ingress", "a", nil)}
 	one := mirror.Compile(policies, mirror.Topology{Gateways: []mirror.Gateway{public, internal}, Nodes: nodes})

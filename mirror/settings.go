@@ -3,6 +3,7 @@ package mirror
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -53,6 +54,13 @@ func (s Settings) StreamPPM() int {
 		}
 	}
 	return most
+}
+
+// Copies tells whether the gateway may copy any exchange at all.
+func (s Settings) Copies() bool {
+	return slices.ContainsFunc(append([]Settings{s}, s.Next...), func(p Settings) bool {
+		return p.Mode == policy.ModeMonitor && (p.SharePPM > 0 || len(p.Always) > 0)
+	})
 }
 
 // Encode writes the settings as the plugin reads them: a record a line, its

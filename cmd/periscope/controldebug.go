@@ -77,6 +77,9 @@ func pluginOf(r xds.Resource) (debug.Plugin, bool) {
 	if !ok {
 		return debug.Plugin{}, false
 	}
+	if code == gateway.IdleCode {
+		return debug.Plugin{Version: gateway.Idle}, true
+	}
 	if b, err := lua.Read(code); err == nil {
 		return debug.Plugin{Version: b.Version, Digest: b.Digest}, true
 	}

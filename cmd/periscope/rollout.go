@@ -88,7 +88,7 @@ func (c *control) evidence(plan mirror.Plan, connections []xds.Connection) []rol
 	}
 	out := make([]rollout.Gateway, 0, len(plan.Gateways))
 	for _, g := range plan.Gateways {
-		if g.Settings.Transport == policy.TransportExtProc {
+		if g.Settings.Transport == policy.TransportExtProc || !g.Settings.Copies() {
 			continue // it runs no plugin
 		}
 		id := g.Gateway.ID()

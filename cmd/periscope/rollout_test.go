@@ -5,9 +5,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/lua"
 	"github.com/periscope-mesh/periscope/mirror/rollout"
+	"github.com/periscope-mesh/periscope/policy"
+	"github.com/periscope-mesh/periscope/xds"
+	"github.com/periscope-mesh/periscope/xds/gateway"
 	"github.com/periscope-mesh/periscope/xds/istiod"
 )
 
@@ -49,16 +54,81 @@ func TestToldBy(t *testing.T) {
 // Gateways that get no plugin are no part of a roll-out.
 func TestEvidenceOfSuppliedGateways(t *testing.T) {
 	c := testControl(t)
-	plan := mirror.Plan{Gateways: []mirror.GatewayPlan{
-		{Gateway: mirror.Gateway{Namespace: "a", Name: "governed", Selector: map[string]string{"istio": "a"}}, Policy: "a/p"},
-		{Gateway: mirror.Gateway{Namespace: "a", Name: "left-alone", Selector: map[string]string{"istio": "b"}}},
-	}}
+	on := mirror.Settings{Mode: policy.ModeMonitor, SharePPM: mirror.Everything}
+	streams, none := on, on
+	streams.Transport, none.SharePPM = policy.TransportExtProc, 0
+	planned := func(name string, s mirror.Settings) mirror.GatewayPlan {
+		return mirror.GatewayPlan{Gateway: mirror.Gateway{Namespace: "a", Name: name, Selector: map[string]string{"istio": name}}, Policy: "a/p", Settings: s}
+	}
+	plan := mirror.Plan{Gateways: []mirror.GatewayPlan{planned("governed", on), planned("left-alone", on), planned("streams", streams), planned("idle", none)}}
+	plan.Gateways[1].Policy = ""
 	if e := c.evidence(plan, nil); len(e) != 1 || e[0].ID != "a/governed" || e[0].Delivery != rollout.Unknown {
 		t.Errorf("%+v", e)
 	}
 	c.unfit["a/governed"] = "too large"
 	if e := c.evidence(plan, nil); e[0].Delivery != rollout.Refused || e[0].Reason != "too large" {
 		t.Errorf("%+v", e)
+	}
+}
+
+// A gateway that copies nothing doesn't hold up a roll-out, and gets what the
+// roll-out says when it copies again.
+func TestRolloutWithoutIdleGateways(t *testing.T) {
+	c := testControl(t)
+	share := func(percent float64) {
+		t.Helper()
+		if err := c.publish(func(s *controlState) {
+			p := policy.Default()
+			p.Spec.Sampling.Percent = percent
+			s.set.Policies = []policy.MirrorPolicy{p}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	served := func() string {
+		t.Helper()
+		for _, r := range c.server.Snapshots()[xds.GatewayKey("a/b")].Resources(resource.ExtensionConfigType) {
+			if p, is := pluginOf(r); is {
+				return strings.TrimSuffix(p.Version+"+"+p.Digest, "+")
+			}
+		}
+		return ""
+	}
+	is := func(build string, phase rollout.Phase) {
+		t.Helper()
+		if got := served(); got != build || c.plugins.state.Phase != phase {
+			t.Errorf("the gateway is served %s, want %s; %+v", got, build, c.plugins.state)
+		}
+	}
+	own := lua.Embedded()
+	other, err := lua.Read(strings.Replace(own.Code, `local VERSION = "0.1.0"`, `local VERSION = "0.1.1"`, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	share(100)
+	is(own.Name(), rollout.Complete)
+	share(0)
+	is(gateway.Idle, rollout.Complete)
+	c.plugins.target, c.plugins.builds[other.Name()], c.plugins.started = other, other, time.Now().Add(-time.Hour)
+	share(0)
+	for range 3 {
+		if err := c.advance(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is(gateway.Idle, rollout.Rolling)
+	if z := c.pluginRollout(); len(z.Gateways) != 0 || z.Reason != "there is no gateway that would run it" {
+		t.Errorf("%+v", z)
+	}
+	share(5) // the one gateway that there is is the first to get it
+	is(other.Name(), rollout.Rolling)
+	a := c.plugins.state.Gateways["a/b"]
+	a.Heard, a.Since = true, time.Now().Add(-time.Hour) // it was heard, and would be taken for silent
+	c.plugins.state.Gateways["a/b"] = a
+	share(0)
+	is(gateway.Idle, rollout.Rolling)
+	if failed := c.plugins.state.Failed; len(failed) != 0 {
+		t.Errorf("rolled back: %v", failed)
 	}
 }
 

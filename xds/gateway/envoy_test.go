@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,6 +35,9 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/lua"
+	"github.com/periscope-mesh/periscope/node/ingest"
 	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/test/envoytest"
 	"github.com/periscope-mesh/periscope/test/logtest"
@@ -84,6 +88,9 @@ func newRig(t *testing.T) *rig {
 	r := &rig{t: t, admin: envoytest.FreeAddr(t), http: envoytest.FreeAddr(t), https: envoytest.FreeAddr(t), log: &logtest.Buffer{}}
 	r.upstream = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.last.Store(req.Clone(context.Background()))
+		if strings.HasPrefix(req.URL.Path, "/slow/") {
+			time.Sleep(time.Second)
+		}
 		w.Header().Set("Server", "upstream/1")
 		fmt.Fprintf(w, "%s %s", req.Method, req.RequestURI)
 	}))
@@ -312,7 +319,7 @@ func TestEnvoySettingsChange(t *testing.T) {
 		r.mustGet("http://" + r.http + "/")
 		before := r.stats()
 		made, _ := strconv.Atoi(r.mustGet("http://" + r.http + "/").header.Get("x-made"))
-		for i, ppm := range []int{0, 1_000_000, 0} {
+		for i, ppm := range []int{1, 1_000_000, 1} {
 			r.plan.Settings.SharePPM = ppm
 			from := time.Now()
 			r.push()
@@ -537,6 +544,121 @@ func TestEnvoyMirrorCluster(t *testing.T) {
 	r.push()
 	r.until("the node is gone", func() bool { return r.stats()["cluster.periscope_mirror.membership_total"] == 0 })
 	r.mustGet("http://" + r.http + "/none")
+}
+
+// TestEnvoyIdle: a gateway ceases to copy, and begins again, without a listener, a
+// connection or a user noticing. What was under way is copied to its end.
+func TestEnvoyIdle(t *testing.T) {
+	t.Parallel()
+	eachProtocol(t, func(t *testing.T, protocol string) {
+		ring := ingest.NewRing(1024, 1<<20)
+		batches, err := ingest.New(ingest.Config{Ring: ring, Authenticator: ingest.Trusting{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		node := httptest.NewUnstartedServer(batches)
+		node.Config.Protocols = new(http.Protocols)
+		node.Config.Protocols.SetUnencryptedHTTP2(true)
+		node.Start()
+		defer node.Close()
+		var mu sync.Mutex
+		copied := map[string]event.Event{} // by path
+		go func() {
+			for {
+				x, ok := ring.Pop(t.Context())
+				if !ok {
+					return
+				}
+				mu.Lock()
+				for _, f := range x.Event.Request.Headers {
+					if string(f.Name) == ":path" {
+						copied[string(f.Value)] = *x.Event
+					}
+				}
+				mu.Unlock()
+				x.Done()
+			}
+		}()
+		of := func(path string) (event.Event, bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			e, ok := copied[path]
+			return e, ok
+		}
+
+		r := newRig(t)
+		r.config.Plugin = lua.Embedded().Code
+		r.plan.Endpoints = []mirror.Endpoint{{Host: "127.0.0.1", Port: node.Listener.Addr().(*net.TCPAddr).Port}}
+		s := &r.plan.Settings
+		s.PolicyID, s.PolicyRev = "default/default", "r"
+		s.Request, s.Response = policy.Default().Spec.Body.Request, policy.Default().Spec.Body.Response
+		r.start(protocol)
+		r.awaitTraffic()
+		n := 0
+		copies := func() {
+			t.Helper()
+			r.until("an exchange is copied", func() bool {
+				n++
+				path := fmt.Sprintf("/copied/%d", n)
+				if a := r.mustGet("http://" + r.http + path); n > 1 && !a.reused {
+					t.Error("a connection was closed")
+				}
+				time.Sleep(20 * time.Millisecond)
+				_, ok := of(path)
+				return ok
+			})
+		}
+		copies()
+		before := r.stats()
+		plugins := reloads + PluginFilter + ".config_reload"
+		change := func(what string, f func()) {
+			t.Helper()
+			was := r.stats()[plugins]
+			f()
+			r.push()
+			r.until(what+" is in force", func() bool { return r.stats()[plugins] == was+1 })
+		}
+		for i, off := range []func(){func() { s.SharePPM = 0 }, func() { s.Mode = policy.ModeOff }} {
+			held := fmt.Sprintf("/slow/%d", i)
+			slow := make(chan error, 1)
+			go func() {
+				_, err := r.get("https://" + r.https + held)
+				slow <- err
+			}()
+			r.until("a slow exchange is under way", func() bool { p := r.last.Load(); return p != nil && p.URL.Path == held })
+			change("the end of copies", off)
+			for k := range 50 {
+				if a := r.mustGet(fmt.Sprintf("http://%s/idle/%d/%d", r.http, i, k)); !a.reused {
+					t.Error("a connection was closed")
+				}
+			}
+			if err := <-slow; err != nil {
+				t.Error(err)
+			}
+			r.until("what was under way is copied", func() bool { _, ok := of(held); return ok })
+			if e, _ := of(held); e.Flags != 0 || string(e.Response.Body) != "GET "+held {
+				t.Errorf("what was under way: flags %b, body %q", e.Flags, e.Response.Body)
+			}
+			change("the beginning of copies", func() { s.SharePPM, s.Mode = mirror.Everything, policy.ModeMonitor })
+			copies()
+		}
+		mu.Lock()
+		for path := range copied {
+			if strings.HasPrefix(path, "/idle/") {
+				t.Errorf("%s is copied", path)
+			}
+		}
+		mu.Unlock()
+		after := r.stats()
+		for name, v := range listenerStats(before) {
+			if name != plugins && after[name] != v {
+				t.Errorf("%s went from %d to %d", name, v, after[name])
+			}
+		}
+		if n := after["lua.periscope.errors"]; n != 0 {
+			t.Errorf("%d errors of the plugin", n)
+		}
+	})
 }
 
 // TestEnvoyUpstreams tries the ways to name an upstream.

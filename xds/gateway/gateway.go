@@ -4,8 +4,8 @@
 // It never touches the user's exchange: routes, hosts, paths and headers go
 // through as they are. It never carries a private key: certificates travel as
 // file names. Code and settings are two resources that never mix, so that a
-// change of settings doesn't rebuild the Lua machines, and neither of them
-// changes a listener.
+// change of settings doesn't rebuild the Lua machines, unless copies begin or
+// end, and neither of them changes a listener.
 //
 // Package xds/mcp, which puts the same filters and cluster into Istio's words, and
 // the commands may import it; it imports xds and mirror.
@@ -44,6 +44,12 @@ const (
 	settingsNamespace = "periscope.settings"
 	// And of the plugin: "vm" and "n" name an exchange that it copies.
 	pluginNamespace = "periscope"
+
+	// IdleCode stands for the plugin's while nothing is to be copied, with Idle
+	// for its build: Lua without functions, which Envoy doesn't enter for a
+	// request. The settings' filter stays as it is.
+	IdleCode = "-- nothing is mirrored until the plugin comes\n"
+	Idle     = "idle"
 
 	routeConfig = "default"
 	statPrefix  = "periscope"
@@ -122,6 +128,9 @@ func (m *Maker) Snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, erro
 }
 
 func (m *Maker) snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
+	if !plan.Settings.Copies() {
+		c.Plugin = IdleCode
+	}
 	s, err := m.base(c, plan.Endpoints)
 	if err != nil {
 		return nil, err

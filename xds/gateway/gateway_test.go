@@ -25,9 +25,16 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 var testGateway = mirror.Gateway{Namespace: "default", Name: "gateway"}
 
-// testSettings are few: what they encode to is package mirror's to test.
+// testPlan has few settings: what they encode to is package mirror's to test.
 func testPlan(endpoints ...mirror.Endpoint) mirror.GatewayPlan {
-	return mirror.GatewayPlan{Gateway: testGateway, Endpoints: endpoints}
+	return mirror.GatewayPlan{Gateway: testGateway, Endpoints: endpoints, Settings: mirror.Settings{Mode: policy.ModeMonitor, SharePPM: mirror.Everything}}
+}
+
+// idlePlan is of a gateway that copies nothing.
+func idlePlan() mirror.GatewayPlan {
+	p := testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050})
+	p.Settings.SharePPM = 0
+	return p
 }
 
 // streamingPlan is of a gateway by ext_proc.
@@ -102,6 +109,7 @@ func TestSnapshotGoldens(t *testing.T) {
 	}{
 		"both-listeners":        {both, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050}, mirror.Endpoint{Host: "2001:db8::1", Port: 5051})},
 		"no-nodes":              {base, testPlan()},
+		"idle":                  {base, idlePlan()},
 		"extproc":               {base, streamingPlan(mirror.Everything)},
 		"extproc-share":         {base, streamingPlan(250_000)},
 		"upstream-name":         {with(base, "http://api.example.com", ""), testPlan()},

@@ -145,7 +145,7 @@ func Filters(wait time.Duration) ([]*hcm.HttpFilter, error) {
 		other []proto.Message // what else may come: another transport touches no listener
 	}{
 		{SettingsFilter, settings, nil},
-		{PluginFilter, pluginConfig("-- nothing is mirrored until the plugin comes\n"), []proto.Message{&matching.ExtensionWithMatcher{}}},
+		{PluginFilter, pluginConfig(IdleCode), []proto.Message{&matching.ExtensionWithMatcher{}}},
 	} {
 		filter, err := discovered(f.name, f.empty, wait, f.other...)
 		if err != nil {
@@ -172,7 +172,7 @@ func discovered(name string, empty proto.Message, wait time.Duration, other ...p
 	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovery}}, nil
 }
 
-// PluginExtension is the plugin's code, as its filter discovers it.
+// PluginExtension is the plugin's code, or IdleCode, as its filter discovers it.
 func PluginExtension(code string) (*core.TypedExtensionConfig, error) {
 	return extension(PluginFilter, pluginConfig(code))
 }

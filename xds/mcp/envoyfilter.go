@@ -44,11 +44,15 @@ func newBuilder(c Config) *builder {
 func envoyFilterKind() kind { return kind{"networking.istio.io", "v1alpha3", "EnvoyFilter"} }
 
 // envoyFilters makes a gateway's two: one for the filters, the plugin's code and
-// the cluster, which changes with releases and nodes, and one for the settings,
-// which is all that a policy's edit changes.
+// the cluster, which changes with releases and nodes, and when a gateway begins
+// or ceases to copy anything, and one for the settings, which is all that
+// another edit of a policy changes.
 func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([]resource, error) {
 	gw := g.Gateway
 	plugin := b.plugin(gw.ID())
+	if !g.Settings.Copies() {
+		plugin = Plugin{Source: gateway.IdleCode, Version: gateway.Idle}
+	}
 	patches, err := b.filterPatches()
 	if err != nil {
 		return nil, err

@@ -5,8 +5,8 @@
 //
 // It never mixes code and settings in one resource of its default form, so that
 // an edit of a policy changes one small resource of the gateways which that
-// policy governs: no Lua machine is rebuilt, no listener touched, and nothing of
-// another gateway changes by a byte. It never uses a label or annotation of
+// policy governs, and the code of those that begin or cease to copy: no listener
+// is touched, and nothing of another gateway changes by a byte. It never uses a label or annotation of
 // istio.io: istiod would push each new version of such a resource, even if
 // nothing in it was new. It never tells what became of a resource: istiod
 // acknowledges whatever it is sent.
@@ -228,16 +228,15 @@ func revisions(g mirror.GatewayPlan) string {
 	return strings.Join(out, ", ")
 }
 
-// Supplies tells whether a gateway gets anything at all. A policy that is off
-// leaves the filters in place, with settings that say so: taking them away, and
-// back, would change the listener, which ends connections. Where the settings
-// are in the listener anyway, nothing is left in place.
+// Supplies tells whether a gateway gets anything at all. Policies that copy
+// nothing leave the filters in place, without the plugin's code: taking them
+// away, and back, would change the listener, which ends connections. Where the
+// code is in the listener anyway, nothing is left in place.
 func (c Config) Supplies(g mirror.GatewayPlan) bool {
 	if g.Policy == "" || len(g.Gateway.Selector) == 0 {
 		return false
 	}
-	on := func(s mirror.Settings) bool { return s.Mode == policy.ModeMonitor }
-	if c.Form == FormTrafficExtension && !slices.ContainsFunc(g.Policies(), on) {
+	if c.Form == FormTrafficExtension && !g.Settings.Copies() {
 		return false
 	}
 	rev := g.Gateway.Labels[revisionLabel]

@@ -177,7 +177,8 @@ func TestWhatChangesWhat(t *testing.T) {
 		"nodes":                {plan: compile(nodes(mirror.Endpoint{Host: "10.0.0.8", Port: 1}), nil), want: []string{ef + "a-plugin", ef + "b-plugin"}},
 		"release":              {plan: compile(oneNode, nil), with: newer, want: []string{ef + "a-plugin", ef + "b-plugin"}},
 		"canary":               {plan: compile(oneNode, nil), with: canary, want: []string{ef + "a-plugin"}},
-		"off":                  {plan: compile(oneNode, func(s *policy.Spec) { s.Mode = policy.ModeOff }), want: []string{ef + "a-settings"}},
+		"off":                  {plan: compile(oneNode, func(s *policy.Spec) { s.Mode = policy.ModeOff }), want: []string{ef + "a-plugin", ef + "a-settings"}},
+		"release, off":         {plan: compile(oneNode, func(s *policy.Spec) { s.Mode = policy.ModeOff }), with: newer, want: []string{ef + "a-plugin", ef + "a-settings", ef + "b-plugin"}},
 		"nothing":              {plan: compile(oneNode, nil)},
 		"inline policy":        {form: mcp.FormTrafficExtension, plan: compile(oneNode, edit), want: []string{te + "a-plugin"}},
 		"nodes beside inline":  {form: mcp.FormTrafficExtension, plan: compile(nodes(mirror.Endpoint{Host: "10.0.0.8", Port: 1}), nil), want: []string{se + "a-nodes", se + "b-nodes"}},
@@ -377,10 +378,12 @@ func TestLeftOut(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-	off := plan("public")
-	off.Gateways[0].Settings.Mode = policy.ModeOff
-	if got := versions(t, snapshot(t, config(mcp.FormTrafficExtension), off)); len(got) != 0 {
-		t.Errorf("mode Off inline: %v", got)
+	for name, change := range map[string]func(*mirror.Settings){"mode Off": func(s *mirror.Settings) { s.Mode = policy.ModeOff }, "percent 0": func(s *mirror.Settings) { s.SharePPM = 0 }} {
+		p := plan("public")
+		change(&p.Gateways[0].Settings)
+		if got := versions(t, snapshot(t, config(mcp.FormTrafficExtension), p)); len(got) != 0 {
+			t.Errorf("%s inline: %v", name, got)
+		}
 	}
 	p := plan("public")
 	for _, rev := range []string{"", "stable"} {

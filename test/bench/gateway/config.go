@@ -115,7 +115,11 @@ func httpFilters(v variant, limit int) ([]*hcm.HttpFilter, error) {
 		if err != nil {
 			return nil, err
 		}
-		p, err := xdsgateway.PluginExtension(v.script)
+		code := v.script
+		if v.share == 0 { // as the control plane has it
+			code = xdsgateway.IdleCode
+		}
+		p, err := xdsgateway.PluginExtension(code)
 		if err != nil {
 			return nil, err
 		}
