@@ -28,12 +28,8 @@ import (
 	"testing"
 	"time"
 
-	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	inspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
-	envoytype "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/event"
@@ -857,7 +853,8 @@ func TestEnvoyTransportChange(t *testing.T) {
 	untouched()
 }
 
-// Envoy passes on whatever server name a user's TLS client sends.
+// Envoy passes on whatever server name a user's TLS client sends, by both
+// transports.
 func TestEnvoyServerNames(t *testing.T) {
 	t.Parallel()
 	some := httptest.NewTLSServer(nil)
@@ -878,36 +875,18 @@ func TestEnvoyServerNames(t *testing.T) {
 	r := newRig(t, http.HandlerFunc(upstream), func(r *rig) {
 		r.config.HTTPS, r.config.CertFile, r.config.KeyFile = envoytest.FreeAddr(t), file("cert", "CERTIFICATE", pair.Certificate[0]), file("key", "PRIVATE KEY", key)
 	})
-	// Istio's gateways have the filter that reads the name; ours have no use for it.
-	s, err := gateway.Snapshot(r.config, r.plan)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, resource := range s.Resources(envoytype.ListenerType) {
-		l := new(listener.Listener)
-		if err := resource.Any.UnmarshalTo(l); err != nil {
-			t.Fatal(err)
+	for _, transport := range []policy.Transport{policy.TransportExtProc, policy.TransportLua} {
+		if transport == policy.TransportLua {
+			r.change(transport)
 		}
-		if l.GetName() != gateway.HTTPSListener {
-			continue
+		for _, name := range []string{"shop.example", "\xff\xfe.example", "a\x01b.example"} {
+			named := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: name}, DisableKeepAlives: true}
+			client := &http.Client{Transport: named, Timeout: 20 * time.Second}
+			envoytest.Eventually(t, 10*time.Second, fmt.Sprintf("an event with the server name %q by %s", name, transport), func() bool {
+				req, _ := http.NewRequest(http.MethodGet, "https://"+r.config.HTTPS+"/name", nil)
+				r.do(client, req)
+				return slices.ContainsFunc(r.taken("/name"), func(e taken) bool { return e.event.SNI == name && e.event.TLS == "TLSv1.3" })
+			})
 		}
-		inspector, err := anypb.New(&inspector.TlsInspector{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.ListenerFilters = []*listener.ListenerFilter{{Name: "envoy.filters.listener.tls_inspector", ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: inspector}}}
-		if s, err = s.With(envoytype.ListenerType, xds.Message{Name: l.GetName(), Message: l}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.server.SetSnapshot(xds.GatewayKey(r.plan.Gateway.ID()), s)
-	for _, name := range []string{"shop.example", "\xff\xfe.example", "a\x01b.example"} {
-		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: name}, DisableKeepAlives: true}
-		client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
-		envoytest.Eventually(t, 10*time.Second, fmt.Sprintf("an event with the server name %q", name), func() bool {
-			req, _ := http.NewRequest(http.MethodGet, "https://"+r.config.HTTPS+"/name", nil)
-			r.do(client, req)
-			return slices.ContainsFunc(r.taken("/name"), func(e taken) bool { return e.event.SNI == name && e.event.TLS == "TLSv1.3" })
-		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	metadata "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_metadata/v3"
+	inspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
@@ -73,12 +74,24 @@ func newListener(name, hostport string, socket *core.TransportSocket) (*listener
 	if err != nil {
 		return nil, err
 	}
+	var inspectors []*listener.ListenerFilter
+	if socket != nil { // Envoy learns of the server's name by it alone
+		typed, err := pack(&inspector.TlsInspector{})
+		if err != nil {
+			return nil, err
+		}
+		inspectors = append(inspectors, &listener.ListenerFilter{
+			Name:       "envoy.filters.listener.tls_inspector",
+			ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: typed},
+		})
+	}
 	return &listener.Listener{
 		Name:    name,
 		Address: socketAddress(addr.Addr().String(), uint32(addr.Port())),
 		// With it, a second gateway on the same port would start without a word
 		// and take half of the connections.
 		EnableReusePort: wrapperspb.Bool(false),
+		ListenerFilters: inspectors,
 		FilterChains: []*listener.FilterChain{{
 			TransportSocket: socket,
 			Filters: []*listener.Filter{{
