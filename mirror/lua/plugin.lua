@@ -881,7 +881,7 @@ local function bin(n)
   return "\198" .. be32(n)
 end
 
-local function message() return { b = buffer.new(1024), fields = 0, count = 0, got = 0, len = 0, max = 0, mask = false, t = false, tfields = 0 } end
+local function message() return { b = buffer.new(1024), fields = 0, count = 0, got = 0, len = 0, max = 0, mask = false, t = false, tfields = 0, declared = false } end
 
 local function clear(m)
   for i = 1, m.count do m[i] = nil end
@@ -1034,6 +1034,14 @@ local function finish(h, p, now, held)
   elseif due(s, now) then flush(h, s, now) end
 end
 
+-- finish_open makes the event of an exchange whose end was not seen. Whether the
+-- response's body had ended, its length tells, if it was declared.
+local function finish_open(h, p, now)
+  local r = p.r
+  if r.fields > 0 and not (r.declared and tonumber(r.declared) == r.len) then p.flags = bor(p.flags, RESPONSE_OPEN) end
+  finish(h, p, now)
+end
+
 -- sweep ends exchanges whose end never came (Lua has no hook for resets and
 -- aborts), and the oldest ones when there are too many.
 local function sweep(h, now)
@@ -1043,8 +1051,7 @@ local function sweep(h, now)
       if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then count.evicted = count.evicted + 1
       elseif now - p.t > MAX_WAIT_MS then count.unfinished = count.unfinished + 1
       else return end
-      if p.r.fields > 0 then p.flags = bor(p.flags, RESPONSE_OPEN) end
-      finish(h, p, now)
+      finish_open(h, p, now)
     end
     oldest = oldest + 1
   end
@@ -1146,7 +1153,7 @@ local function begin(h)
     p.c, p.direct = c, peer
     local stale = c[peer]
     c[peer] = p
-    if stale then count.unfinished = count.unfinished + 1; finish(h, stale, now) end
+    if stale then count.unfinished = count.unfinished + 1; finish_open(h, stale, now) end
   else
     by_id = by_id + 1
     si:dynamicMetadata():set(NS, "n", FIRST_ID + number)
@@ -1181,8 +1188,7 @@ local function follow(h, p, m)
       local now = h:timestamp()
       if now - settings_at >= BATCH_MS then look(h, now) end
       if p.n == n and m == p.r and now - p.t > LONG_MS and (m.got >= max or p.grpc) then
-        p.flags = bor(p.flags, RESPONSE_OPEN)
-        finish(h, p, now)
+        finish_open(h, p, now)
       end
       if p.n ~= n then return false end
     end
@@ -1243,14 +1249,16 @@ local function response(h)
   if not p then return end
   local now, s, r = h:timestamp(), p.s, p.r
   local fields, bytes, flags = encode_headers(h:headers(), s, r.b)
-  r.fields, p.th, p.flags, p.head_bytes = fields, now, bor(p.flags, flags), p.head_bytes + bytes
+  r.fields, r.declared, p.th, p.flags, p.head_bytes = fields, head.length, now, bor(p.flags, flags), p.head_bytes + bytes
   local t, status = type_of(s.rtypes, head.type), head.status
   p.grpc = t.grpc
   if status == "101" or t.events or p.method == "CONNECT" and status and byte(status) == 50 then
     p.flags = bor(p.flags, STREAM)
     return finish_early(h, p, now)
   end
-  if status == "204" or status == "304" or p.method == "HEAD" then return finish(h, p, now) end -- RFC 9110, section 6.4.1: no body follows
+  if status == "204" or status == "304" or p.method == "HEAD" or head.length == "0" and not t.grpc then -- RFC 9110, section 6.4.1: no body follows,
+    return finish(h, p, now) -- and what ends it may not pass here: to HTTP/1 it has ended
+  end
   local max = t.wanted and s.rmax or 0
   if max == 0 then
     p.flags = bor(p.flags, RESPONSE_SKIP)
