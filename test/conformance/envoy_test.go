@@ -174,6 +174,7 @@ func (r *rig) overQUIC(l *listener.Listener, m *hcm.HttpConnectionManager) {
 	l.Address.GetSocketAddress().Protocol = core.SocketAddress_UDP
 	l.UdpListenerConfig = &listener.UdpListenerConfig{QuicOptions: &listener.QuicProtocolOptions{}}
 	l.EnableReusePort = nil
+	l.ListenerFilters = nil // QUIC tells the server name itself
 	socket := l.FilterChains[0].TransportSocket
 	c := unpack(r.t, socket.GetTypedConfig(), new(tlsv3.DownstreamTlsContext))
 	c.CommonTlsContext.AlpnProtocols = nil
