@@ -1,8 +1,10 @@
 package event
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -28,26 +30,50 @@ const (
 	maxLogFields = 64 // of an entry; further ones are not looked at
 )
 
-// ends are of every entry: keys like an Event's. te is in milliseconds.
-func ends() []LogField {
-	return []LogField{{"rf", "%RESPONSE_FLAGS%"}, {"rd", "%RESPONSE_CODE_DETAILS%"}, {"te", "%DURATION%"}}
+// always are of every entry: keys like an Event's. te is in milliseconds.
+func always() []LogField {
+	return []LogField{{"rf", "%RESPONSE_FLAGS%"}, {"rd", "%RESPONSE_CODE_DETAILS%"}, {":status", "%RESPONSE_CODE%"}, {"te", "%DURATION%"},
+		{"peer", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"}, {"dst", "%DOWNSTREAM_LOCAL_ADDRESS%"}, {"proto", "%PROTOCOL%"}}
 }
 
-// CopiedLog is how an exchange ended of which there is an event: VM and number
-// name it. No word of the exchange is in it, so there is nothing to mask.
+// CopiedLog is how an exchange ended that the plugin may have copied. What names
+// it is Event.LogID, or the connection and the time. Nothing is in it that a
+// policy masks.
 func CopiedLog() []LogField {
-	return append(ends(), LogField{"vm", "%DYNAMIC_METADATA(periscope:vm)%"}, LogField{"n", "%DYNAMIC_METADATA(periscope:n)%"})
+	return append(always(), LogField{"copied", "1"}, LogField{"n", "%DYNAMIC_METADATA(periscope:n)%"})
 }
+
+// LogID is the plugin's name of an exchange in the access log, its own among the
+// VMs of a gateway; 0 if the exchange goes by connection.
+func (e *Event) LogID(vm string) uint64 {
+	if e.ByConnection() {
+		return 0
+	}
+	first, _ := strconv.ParseUint(vm[:min(len(vm), 5)], 16, 64) // of 20 bits: a Lua number is exact up to 53
+	return first<<32 + e.N
+}
+
+// ByConnection tells whether the plugin finds an exchange by its connection, and
+// gives the log no name of it: HTTP/1 has one at a time on each.
+func (e *Event) ByConnection() bool {
+	if e.Protocol != "HTTP/1.1" && e.Protocol != "HTTP/1.0" {
+		return false
+	}
+	peer := e.Connection()
+	port := strings.TrimRight(peer, "0123456789")
+	return len(port) < len(peer) && strings.HasSuffix(port, ":")
+}
+
+// Connection is the remote address of an exchange's connection.
+func (e *Event) Connection() string { return cmp.Or(e.Peer, e.Source) }
 
 // UnseenLog is an exchange that ended before the plugin saw it. Header lines are
 // under their own names. What the codec refuses has none, and no path.
 func UnseenLog() []LogField {
-	out := append(ends(),
-		LogField{"src", "%DOWNSTREAM_REMOTE_ADDRESS%"}, LogField{"peer", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"},
-		LogField{"dst", "%DOWNSTREAM_LOCAL_ADDRESS%"}, LogField{"proto", "%PROTOCOL%"},
+	out := append(always(), LogField{"src", "%DOWNSTREAM_REMOTE_ADDRESS%"},
 		LogField{"sni", "%REQUESTED_SERVER_NAME%"}, LogField{"tls", "%DOWNSTREAM_TLS_VERSION%"},
 		LogField{"tsub", "%DOWNSTREAM_PEER_SUBJECT%"}, LogField{"tsan", "%DOWNSTREAM_PEER_URI_SAN%"}, LogField{"tdns", "%DOWNSTREAM_PEER_DNS_SAN%"},
-		LogField{"qn", "%BYTES_RECEIVED%"}, LogField{"rn", "%BYTES_SENT%"}, LogField{":status", "%RESPONSE_CODE%"})
+		LogField{"qn", "%BYTES_RECEIVED%"}, LogField{"rn", "%BYTES_SENT%"})
 	for _, name := range []string{":method", ":scheme", ":authority", ":path", "user-agent", "referer", "x-forwarded-for", "x-request-id",
 		"content-type", "content-length", "upgrade"} {
 		size := maxLogHeader
@@ -61,7 +87,8 @@ func UnseenLog() []LogField {
 
 // LogEntry is one entry of a gateway's log.
 type LogEntry struct {
-	VM string // with Event.N names the event that this entry adds to; empty: there is none, Event is all there is
+	Copied bool   // it adds to another event, the plugin's; or Event is all there is
+	ID     uint64 // that event's LogID
 	Event
 }
 
@@ -120,7 +147,7 @@ func (l *Log) resource(b []byte, limits Limits) bool {
 // record reads a LogRecord: 1 is the exchange's start, 6 are its fields.
 func (l *Log) record(b []byte) {
 	var e LogEntry
-	fields, seen := 0, false
+	fields := 0
 	var fault *Error
 	ok := each(b, func(num protowire.Number, v []byte) bool {
 		if num == 1 && len(v) == 8 {
@@ -132,7 +159,6 @@ func (l *Log) record(b []byte) {
 		fields++
 		key, value, ok := attribute(v)
 		if ok && string(value) != "-" && len(value) > 0 { // what Envoy writes for nothing
-			seen = seen || string(key) == "n"
 			fault = e.set(alias(key), value)
 		}
 		return ok
@@ -141,14 +167,14 @@ func (l *Log) record(b []byte) {
 	case !ok:
 		fault = &Error{ReasonTruncated, "log entry", "it is no LogRecord"}
 	case fault != nil:
-	case seen != (e.VM != ""):
-		fault = &Error{ReasonMissing, "vm", "an exchange is named by vm and n, both"}
+	case e.ID > 0 && !e.Copied:
+		fault = &Error{ReasonMissing, "copied", "what has n is a copied exchange"}
 	}
 	if fault != nil {
 		l.Rejected = append(l.Rejected, fault)
 		return
 	}
-	if e.VM == "" {
+	if !e.Copied {
 		e.unseen()
 	}
 	l.Entries = append(l.Entries, e)
@@ -157,10 +183,10 @@ func (l *Log) record(b []byte) {
 func (e *LogEntry) set(key string, v []byte) *Error {
 	short := alias(v[:min(len(v), maxLogText)])
 	switch key {
-	case "vm":
-		e.VM = short
+	case "copied":
+		e.Copied = true
 	case "n":
-		return number(key, v, &e.N)
+		return exact(key, v, &e.ID)
 	case "rf":
 		e.ResponseFlags = short
 	case "rd":
@@ -227,6 +253,16 @@ func number(key string, v []byte, to *uint64) *Error {
 		return &Error{ReasonType, strings.Clone(key), "it is not a number"}
 	}
 	*to = n
+	return nil
+}
+
+// exact reads a Lua number: as JSON, which may have 12e3 for 12000.
+func exact(key string, v []byte, to *uint64) *Error {
+	n, err := strconv.ParseFloat(alias(v), 64)
+	if err != nil || n < 1 || n >= 1<<53 || n != math.Trunc(n) {
+		return &Error{ReasonType, strings.Clone(key), "it is not a whole number from 1 to 2^53"}
+	}
+	*to = uint64(n)
 	return nil
 }
 

@@ -47,13 +47,16 @@ func logCall(t testing.TB, gateway string, entries ...[]string) []byte {
 
 func TestDecodeLog(t *testing.T) {
 	call := logCall(t, "ns/gw",
-		[]string{"rf", "UC,URX", "rd", "upstream_reset", "te", "12", "vm", "abc", "n", "18446744073709551615"},
+		[]string{"rf", "UC,URX", "rd", "upstream_reset", "te", "12", "copied", "1", "n", "4.50359961E+15", "proto", "HTTP/2", "peer", "192.0.2.1:5", "dst", "10.0.0.1:80"},
+		[]string{"copied", "1", "rf", "DC", "n", "-", "proto", "HTTP/1.1", "peer", "192.0.2.1:5", "dst", "10.0.0.1:80"},
 		[]string{"rf", "-", "rd", "missing_host_header", "te", "0", "src", "192.0.2.1:5", "peer", "192.0.2.1:5", "dst", "10.0.0.1:80", "proto", "HTTP/1.1",
 			"sni", "a.example", "tls", "TLSv1.3", "tsub", "CN=c", "tsan", "spiffe://a,spiffe://b", "tdns", "c.example", "qn", "7", "rn", "11", ":status", "400",
 			":method", "POST", ":scheme", "http", ":authority", "-", ":path", "/x?WORD", "user-agent", ""},
 		[]string{"rf", "DPE", "rd", "http2.invalid.header.field", ":status", "0", "src", "192.0.2.1:5", "peer", "10.0.0.2:6"},
-		[]string{"vm", "abc"},
+		[]string{"n", "7"},
 		[]string{"te", "-1"},
+		[]string{"copied", "1", "n", "1.5"},
+		[]string{"copied", "1", "n", "9007199254740992"},
 	)
 	call = bytes.Replace(call, []byte("WORD"), []byte("\xff\x00\xfe!"), 1) // Envoy lets clients' bytes through
 	got, err := event.DecodeLog(call, event.DefaultLimits())
@@ -62,7 +65,9 @@ func TestDecodeLog(t *testing.T) {
 	}
 	field := func(name, value string) event.Field { return event.Field{Name: []byte(name), Value: []byte(value)} }
 	want := []event.LogEntry{
-		{VM: "abc", Event: event.Event{N: 18446744073709551615, StartUS: 1_700_000_000_123_456, EndUS: 12000, ResponseFlags: "UC,URX", ResponseDetails: "upstream_reset"}},
+		{Copied: true, ID: 4503599610000000, Event: event.Event{StartUS: 1_700_000_000_123_456, EndUS: 12000, ResponseFlags: "UC,URX", ResponseDetails: "upstream_reset",
+			Protocol: "HTTP/2", Peer: "192.0.2.1:5", Local: "10.0.0.1:80"}},
+		{Copied: true, Event: event.Event{StartUS: 1_700_000_000_123_456, ResponseFlags: "DC", Protocol: "HTTP/1.1", Peer: "192.0.2.1:5", Local: "10.0.0.1:80"}},
 		{Event: event.Event{
 			SharePPM: 1e6, StartUS: 1_700_000_000_123_456, ResponseDetails: "missing_host_header", Source: "192.0.2.1:5", Local: "10.0.0.1:80", Protocol: "HTTP/1.1",
 			SNI: "a.example", TLS: "TLSv1.3", PeerSubject: "CN=c", PeerSANs: []string{"spiffe://a", "spiffe://b", "c.example"},
@@ -78,8 +83,35 @@ func TestDecodeLog(t *testing.T) {
 	if d := cmp.Diff(want, got.Entries); got.Gateway != "ns/gw" || d != "" {
 		t.Errorf("of %q, -want +got\n%s", got.Gateway, d)
 	}
-	if len(got.Rejected) != 2 || got.Rejected[0].Where != "vm" || got.Rejected[1].Where != "te" {
-		t.Errorf("rejected %v", got.Rejected)
+	var where []string
+	for _, fault := range got.Rejected {
+		where = append(where, fault.Where)
+	}
+	if d := cmp.Diff([]string{"copied", "te", "n", "n"}, where); d != "" {
+		t.Errorf("rejected %v, -want +got\n%s", got.Rejected, d)
+	}
+}
+
+// What the plugin sets as an exchange's name (FIRST_ID + number), or that it sets
+// none.
+func TestLogID(t *testing.T) {
+	for _, tc := range []struct {
+		vm   string
+		e    event.Event
+		want uint64
+	}{
+		{"fffff123456789ab", event.Event{N: 7, Protocol: "HTTP/2", Source: "192.0.2.1:5"}, 0xfffff_0000_0007},
+		{"00001fff", event.Event{N: 1<<32 - 1, Protocol: "HTTP/3", Source: "192.0.2.1:5"}, 0x1_ffff_ffff},
+		{"fffff123", event.Event{N: 7, Protocol: "HTTP/1.1", Source: "[2001:db8::1]:5"}, 0},
+		{"fffff123", event.Event{N: 7, Protocol: "HTTP/1.0", Source: "192.0.2.1", Peer: "10.0.0.2:6"}, 0},
+		{"0000a123", event.Event{N: 7, Protocol: "HTTP/1.1", Source: "192.0.2.1:5", Peer: "envoy://internal"}, 0xa_0000_0007},
+		{"0000a123", event.Event{N: 7, Protocol: "HTTP/1.1", Source: "192.0.2.1:"}, 0xa_0000_0007},
+		{"0000a123", event.Event{N: 7, Protocol: "HTTP/1.1", Source: "443"}, 0xa_0000_0007},
+		{"vm", event.Event{N: 7, Protocol: "HTTP/2"}, 7},
+	} {
+		if got := tc.e.LogID(tc.vm); got != tc.want {
+			t.Errorf("%s %+v: %x, want %x", tc.vm, tc.e, got, tc.want)
+		}
 	}
 }
 
@@ -119,7 +151,7 @@ func TestDecodeLogBounds(t *testing.T) {
 }
 
 func FuzzDecodeLog(f *testing.F) {
-	f.Add(logCall(f, "ns/gw", []string{"rf", "UC", "te", "12", "vm", "abc", "n", "1"}, []string{"rf", "-", ":path", "/", ":status", "400", "tsan", "a,b"}))
+	f.Add(logCall(f, "ns/gw", []string{"rf", "UC", "te", "12", "copied", "1", "n", "1"}, []string{"rf", "-", ":path", "/", ":status", "400", "tsan", "a,b"}))
 	f.Add([]byte{0x0a, 0x00})
 	f.Fuzz(func(t *testing.T, call []byte) {
 		l, err := event.DecodeLog(call, event.DefaultLimits())
@@ -130,7 +162,7 @@ func FuzzDecodeLog(f *testing.F) {
 			t.Errorf("%d entries of %d bytes", n, len(call))
 		}
 		for _, e := range l.Entries {
-			if (e.VM == "") != (e.Flags&event.FlagLogOnly != 0) || len(e.Request.Headers) > 64 {
+			if e.Copied == (e.Flags&event.FlagLogOnly != 0) || len(e.Request.Headers) > 64 {
 				t.Errorf("%+v", e)
 			}
 		}

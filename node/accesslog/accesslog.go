@@ -16,7 +16,6 @@ import (
 	"hash/maphash"
 	"io"
 	"log/slog"
-	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -86,13 +85,14 @@ type Log struct {
 
 	mu      sync.Mutex
 	waiting window[end]
-	recent  window[struct{}]
+	recent  window[trace]
 }
 
-// end is how an exchange ended.
+// end is how an exchange ended, and when it was.
 type end struct {
 	flags, details string
-	us             uint64
+	start, us      uint64 // in µs
+	trace
 }
 
 // New makes a Log.
@@ -112,7 +112,7 @@ func New(cfg Config) (*Log, error) {
 	}
 	l := &Log{
 		cfg: cfg, reading: make(chan struct{}, maxCalls), unseen: rate.NewLimiter(unseenRate, unseenBurst), seed: maphash.MakeSeed(),
-		waiting: window[end]{max: maxWaiting, age: remembers}, recent: window[struct{}]{max: maxRecent, age: remembers},
+		waiting: window[end]{max: maxWaiting, age: remembers}, recent: window[trace]{max: maxRecent, age: remembers},
 	}
 	id := make([]byte, 8)
 	_, _ = rand.Read(id) // never fails
@@ -130,10 +130,11 @@ func (l *Log) Join(gateway string, b *event.Batch) {
 	l.expire(now)
 	for i := range b.Events {
 		e := &b.Events[i]
-		key := l.key(gateway, b.Header.VM, e.N)
-		end, ok := l.waiting.take(key)
+		id, t := e.LogID(b.Header.VM), ofEvent(e)
+		key := l.key(gateway, id, e)
+		end, ok := l.entryOf(key, id, t)
 		if !ok {
-			l.recent.put(key, struct{}{}, now, nil)
+			l.recent.put(key, t, now, nil)
 			continue
 		}
 		e.ResponseFlags, e.ResponseDetails = end.flags, end.details
@@ -159,14 +160,7 @@ func (l *Log) countWaiting() float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.expire(l.cfg.Now())
-	return float64(l.waiting.len())
-}
-
-func (l *Log) key(gateway, vm string, n uint64) uint64 {
-	return maphash.Comparable(l.seed, struct {
-		gateway, vm string
-		n           uint64
-	}{gateway, vm, n})
+	return float64(l.waiting.live)
 }
 
 // ServeHTTP implements http.Handler: one call of the OpenTelemetry log service,
@@ -249,7 +243,7 @@ func (l *Log) take(log *event.Log, gateway string, received time.Time, size int)
 	b := &event.Batch{Header: event.Header{Version: event.Version, Gateway: gateway, VM: l.vm}}
 	for i := range log.Entries {
 		e := &log.Entries[i]
-		if e.VM != "" {
+		if e.Copied {
 			l.wait(gateway, e, received)
 			continue
 		}
@@ -278,12 +272,16 @@ func (l *Log) wait(gateway string, e *event.LogEntry, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.expire(now)
-	key := l.key(gateway, e.VM, e.N)
-	if _, ok := l.recent.take(key); ok {
+	// The call's buffer is not kept.
+	kept := end{strings.Clone(e.ResponseFlags), strings.Clone(e.ResponseDetails), e.StartUS, e.EndUS, ofEntry(e)}
+	if e.ID == 0 && !e.ByConnection() { // the plugin has not named it: it left it out
+		l.unmatched(kept)
+		return
+	}
+	key := l.key(gateway, e.ID, &e.Event)
+	if l.eventOf(key, e.ID, kept) {
 		l.metrics.late.Inc()
 		return
 	}
-	// The call's buffer is not kept.
-	kept := end{strings.Clone(e.ResponseFlags), strings.Clone(e.ResponseDetails), min(e.EndUS, math.MaxInt64)}
 	l.waiting.put(key, kept, now, l.unmatched)
 }

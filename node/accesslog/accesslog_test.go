@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,22 @@ func newUnit(t *testing.T, auth accesslog.Authenticator) *unit {
 	return u
 }
 
-// message writes a call's message; each entry is key, value, …
+// began is when the exchanges here began, in ms.
+const began = 1_700_000_000_000
+
+// vm is a VM's id, and vmFirst what it makes of an exchange's number.
+const (
+	vm      = "0000a00000000000"
+	vmFirst = 0xa_0000_0000
+)
+
+// copied is an entry of the HTTP/2 exchange n of vm, with further fields.
+func copied(n int, texts ...string) []string {
+	return append([]string{"copied", "1", "n", fmt.Sprint(vmFirst + n), "proto", "HTTP/2"}, texts...)
+}
+
+// message writes a call's message; each entry is key, value, … The key ns gives
+// the exchange's start, after began.
 func message(t *testing.T, entries ...[]string) []byte {
 	t.Helper()
 	pairs := func(texts ...string) (out []*common.KeyValue) {
@@ -57,7 +73,12 @@ func message(t *testing.T, entries ...[]string) []byte {
 	}
 	scope := &logs.ScopeLogs{}
 	for _, e := range entries {
-		scope.LogRecords = append(scope.LogRecords, &logs.LogRecord{TimeUnixNano: 1_700_000_000_000_000_000, Attributes: pairs(e...)})
+		var after uint64
+		if len(e) > 0 && e[0] == "ns" {
+			after, _ = strconv.ParseUint(e[1], 10, 64)
+			e = e[2:]
+		}
+		scope.LogRecords = append(scope.LogRecords, &logs.LogRecord{TimeUnixNano: began*1_000_000 + after, Attributes: pairs(e...)})
 	}
 	b, err := proto.Marshal(&logs.LogsData{ResourceLogs: []*logs.ResourceLogs{{
 		Resource: &resource.Resource{Attributes: pairs(event.LogGateway, "ns/gw")}, ScopeLogs: []*logs.ScopeLogs{scope},
@@ -91,7 +112,7 @@ func (u *unit) entry(texts ...string) {
 
 // join gives the event n as Join leaves it.
 func (u *unit) join(gateway, vm string, n uint64) event.Event {
-	b := &event.Batch{Header: event.Header{VM: vm}, Events: []event.Event{{N: n, EndUS: 30_000_000, Flags: event.FlagNoResponse}}}
+	b := &event.Batch{Header: event.Header{VM: vm}, Events: []event.Event{{N: n, Protocol: "HTTP/2", EndUS: 30_000_000, Flags: event.FlagNoResponse}}}
 	u.log.Join(gateway, b)
 	return b.Events[0]
 }
@@ -132,18 +153,18 @@ func counters(t *testing.T, reg *prometheus.Registry, name string) map[string]fl
 
 func TestJoin(t *testing.T) {
 	u := newUnit(t, ingest.Trusting{})
-	u.entry("rf", "DC", "rd", "downstream_remote_disconnect", "te", "120", "vm", "vm1", "n", "7")
-	for _, other := range []event.Event{u.join("ns/gw", "vm1", 8), u.join("ns/gw", "vm2", 7), u.join("ns/other", "vm1", 7)} {
+	u.entry(copied(7, "rf", "DC", "rd", "downstream_remote_disconnect", "te", "120")...)
+	for _, other := range []event.Event{u.join("ns/gw", vm, 8), u.join("ns/gw", "0000b00000000000", 7), u.join("ns/other", vm, 7)} {
 		if other.ResponseFlags != "" || other.EndUS != 30_000_000 {
 			t.Errorf("another's end: %+v", other)
 		}
 	}
 	u.want(map[string]float64{})
-	e := u.join("ns/gw", "vm1", 7)
+	e := u.join("ns/gw", vm, 7)
 	if e.ResponseFlags != "DC" || e.ResponseDetails != "downstream_remote_disconnect" || e.EndUS != 120_000 {
 		t.Errorf("joined: %+v", e)
 	}
-	u.entry("rf", "UF", "vm", "vm1", "n", "8")
+	u.entry(copied(8, "rf", "UF")...)
 	u.want(map[string]float64{"joined": 1, "joined_late": 1})
 	if u.ring.Len() != 0 {
 		t.Error("an event was made")
@@ -152,16 +173,19 @@ func TestJoin(t *testing.T) {
 
 func TestUnmatched(t *testing.T) {
 	u := newUnit(t, ingest.Trusting{})
-	u.entry("rf", "DC", "vm", "vm1", "n", "1")
-	u.entry("rf", "XX", "vm", "vm1", "n", "2")
+	u.entry(copied(1, "rf", "DC")...)
+	u.entry(copied(2, "rf", "XX")...)
 	u.now = u.now.Add(61 * time.Second)
 	entries(t, u.reg) // who reads the gauge has old entries forgotten
 	u.want(map[string]float64{"unmatched": 2})
-	if e := u.join("ns/gw", "vm1", 1); e.ResponseFlags != "" {
+	// By HTTP/2 what the plugin copies has a name.
+	u.entry("copied", "1", "rf", "UH", "proto", "HTTP/2", "peer", "192.0.2.1:5", "dst", "10.0.0.1:80")
+	u.want(map[string]float64{"unmatched": 3})
+	if e := u.join("ns/gw", vm, 1); e.ResponseFlags != "" {
 		t.Errorf("an entry was kept: %+v", e)
 	}
 	got := counters(t, u.reg, "periscope_node_access_log_eventless_total")
-	if d := cmp.Diff(map[string]float64{"DC": 1, "other": 1}, got); d != "" {
+	if d := cmp.Diff(map[string]float64{"DC": 1, "UH": 1, "other": 1}, got); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
 }
@@ -173,7 +197,7 @@ func TestWaitingIsBounded(t *testing.T) {
 	for i := range calls {
 		var list [][]string
 		for j := range each {
-			list = append(list, []string{"rf", "DC", "vm", "vm", "n", fmt.Sprint(i*each + j)})
+			list = append(list, copied(i*each+j, "rf", "DC"))
 		}
 		if status := u.call(bytes.NewReader(message(t, list...))); status != "0" {
 			t.Fatal(status)
@@ -182,7 +206,7 @@ func TestWaitingIsBounded(t *testing.T) {
 	const kept = 16384
 	u.want(map[string]float64{"unmatched": calls*each - kept})
 	for n := range uint64(calls * each) {
-		if e := u.join("ns/gw", "vm", n); (e.ResponseFlags != "") != (n >= calls*each-kept) {
+		if e := u.join("ns/gw", vm, n); (e.ResponseFlags != "") != (n >= calls*each-kept) {
 			t.Fatalf("event %d: %+v", n, e)
 		}
 	}

@@ -36,7 +36,7 @@ func newMetrics(reg prometheus.Registerer, waiting func() float64) *metrics {
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "periscope_node_access_log_calls_total", Help: "Calls with gateways' access logs, by result."}, []string{"result"}),
 		entries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "periscope_node_access_log_entries_total", Help: "Entries of gateways' access logs by result: joined with their event, joined_late (it was on its way to analysis), unmatched (it did not come here), event (one was made of it: the plugin had not seen the exchange), dropped_ring_full, limited (too many such in a second), off (no policy mirrors anything), malformed."}, []string{"result"}),
+			Name: "periscope_node_access_log_entries_total", Help: "Entries of gateways' access logs by result: joined with their event, joined_late (it was on its way to analysis), unmatched (none came here: a policy or its share left the exchange out, or the event went elsewhere), event (one was made of it: the plugin had not seen the exchange), dropped_ring_full, limited (too many such in a second), off (no policy mirrors anything), malformed."}, []string{"result"}),
 		eventless: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "periscope_node_access_log_eventless_total", Help: "Exchanges without an event of the plugin's here, by Envoy's response flag, the first of several; none and other besides."}, []string{"flag"}),
 		known: flags(),

@@ -2,73 +2,97 @@ package accesslog
 
 import "time"
 
+// maxOfKey bounds how many values of a key are looked at, the latest.
+const maxOfKey = 64
+
 // window keeps values by key, so many and so long; the oldest leave first.
 type window[V any] struct {
-	max   int
-	age   time.Duration
-	items map[uint64]item[V]
-	order []stamp // a ring, which grows to max
-	head  int     // the oldest stamp
-	used  int     // stamps in the ring; those of items that are gone stay until they are the oldest
+	max         int
+	age         time.Duration
+	slots       []slot[V]         // a ring, which grows to max: value n, from 1 on, is at (n-1) % max
+	puts, drops uint64            // values that came, and those of them that left
+	last        map[uint64]uint64 // the key's latest value
+	live        int
 }
 
-type item[V any] struct {
-	value V
-	at    int64 // ns
+type slot[V any] struct {
+	key, before uint64 // before: the key's value before this one, if that is still there
+	at          int64  // ns
+	taken       bool
+	value       V
 }
 
-// stamp is of an item, unless that was taken or replaced since.
-type stamp struct {
-	key uint64
-	at  int64
-}
+func (w *window[V]) slot(n uint64) *slot[V] { return &w.slots[(n-1)%uint64(w.max)] }
 
-func (w *window[V]) len() int { return len(w.items) }
-
-// put adds a value; gone, unless nil, is told of each that leaves for it.
+// put adds a value; gone, unless nil, is told of the one that leaves for it.
 func (w *window[V]) put(key uint64, v V, now time.Time, gone func(V)) {
-	if w.items == nil {
-		w.items = map[uint64]item[V]{}
+	if w.last == nil {
+		w.last = map[uint64]uint64{}
 	}
-	if w.used == w.max {
+	if w.puts-w.drops == uint64(w.max) {
 		w.drop(gone)
 	}
-	if old, ok := w.items[key]; ok && gone != nil {
-		gone(old.value)
-	}
-	s := stamp{key, now.UnixNano()}
-	if len(w.order) < w.max {
-		w.order = append(w.order, s)
+	s := slot[V]{key: key, before: w.last[key], at: now.UnixNano(), value: v}
+	w.puts++
+	if len(w.slots) < w.max {
+		w.slots = append(w.slots, s)
 	} else {
-		w.order[(w.head+w.used)%w.max] = s
+		*w.slot(w.puts) = s
 	}
-	w.used++
-	w.items[key] = item[V]{v, s.at}
+	w.last[key] = w.puts
+	w.live++
 }
 
-// take removes a value.
-func (w *window[V]) take(key uint64) (V, bool) {
-	i, ok := w.items[key]
-	delete(w.items, key)
-	return i.value, ok
+// take removes the key's value of the lowest rank, of those that have one; of
+// equal ones the oldest.
+func (w *window[V]) take(key uint64, rank func(V) (uint64, bool)) (v V, ok bool) {
+	var best, lowest, behind uint64 // behind: the key's value after the best one
+	after := uint64(0)
+	n := w.last[key]
+	for i := 0; i < maxOfKey && n > w.drops; i++ {
+		s := w.slot(n)
+		if r, has := rank(s.value); has && (best == 0 || r <= lowest) {
+			best, lowest, behind = n, r, after
+		}
+		after, n = n, s.before
+	}
+	if best == 0 {
+		return v, false
+	}
+	s := w.slot(best)
+	switch {
+	case behind > 0:
+		w.slot(behind).before = s.before
+	case s.before > w.drops:
+		w.last[key] = s.before
+	default:
+		delete(w.last, key)
+	}
+	v = s.value
+	*s = slot[V]{at: s.at, taken: true}
+	w.live--
+	return v, true
 }
 
 // expire removes what is older than the window's age.
 func (w *window[V]) expire(now time.Time, gone func(V)) {
-	for w.used > 0 && w.order[w.head].at < now.Add(-w.age).UnixNano() {
+	for w.drops < w.puts && w.slot(w.drops+1).at < now.Add(-w.age).UnixNano() {
 		w.drop(gone)
 	}
 }
 
 // drop removes the oldest.
 func (w *window[V]) drop(gone func(V)) {
-	s := w.order[w.head]
-	w.head = (w.head + 1) % w.max
-	w.used--
-	if i, ok := w.items[s.key]; ok && i.at == s.at {
-		delete(w.items, s.key)
+	w.drops++
+	s := w.slot(w.drops)
+	if !s.taken {
+		if w.last[s.key] == w.drops {
+			delete(w.last, s.key)
+		}
+		w.live--
 		if gone != nil {
-			gone(i.value)
+			gone(s.value)
 		}
 	}
+	*s = slot[V]{}
 }

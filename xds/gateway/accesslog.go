@@ -23,9 +23,11 @@ const (
 )
 
 // AccessLogs tell nodes of what the plugin cannot know, in two logs with
-// filters of their own: how exchanges ended that it has copied, if Envoy has
-// flagged them, and exchanges that ended before any filter, refused by the codec
-// or the connection manager. Others cost the filters' look, and are not logged.
+// filters of their own: how exchanges ended that Envoy has flagged, where the
+// plugin copies any, and exchanges that ended before any filter, refused by the
+// codec or the connection manager. Others cost the filters' look, and are not
+// logged. Which ones the plugin copied, only their events tell: metadata for each is
+// too dear.
 //
 // gateway names the gateway to nodes; when empty, Envoy's own cluster name does,
 // as our bootstrap sets it.
@@ -35,7 +37,7 @@ const (
 func AccessLogs(gateway string) ([]*accesslog.AccessLog, error) {
 	copied := &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_AndFilter{AndFilter: &accesslog.AndFilter{Filters: []*accesslog.AccessLogFilter{
 		{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{ResponseFlagFilter: &accesslog.ResponseFlagFilter{}}}, // any flag
-		metadataFilter(pluginNamespace, "n", &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_PresentMatch{PresentMatch: true}}, false),
+		metadataFilter(revisionNamespace, "on", &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_PresentMatch{PresentMatch: true}}, false),
 	}}}}
 	// Whatever value the settings filter sets there, null it is not: an entry
 	// is logged only if that filter has not run.

@@ -38,12 +38,10 @@ const (
 	HTTPListener    = "http"
 	HTTPSListener   = "https"
 
-	// Metadata namespaces of the settings filter: the plugin reads the small
-	// digest with each request, and the settings only when the digest is new.
+	// Metadata namespaces of the settings filter: the plugin reads the settings
+	// only when their digest, "r", is new. "on" is there if it may copy anything.
 	revisionNamespace = "periscope.rev"
 	settingsNamespace = "periscope.settings"
-	// And of the plugin: "vm" and "n" name an exchange that it copies.
-	pluginNamespace = "periscope"
 
 	// IdleCode stands for the plugin's while nothing is to be copied, with Idle
 	// for its build: Lua without functions, which Envoy doesn't enter for a
@@ -138,21 +136,20 @@ func (m *Maker) snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, erro
 	if plan.Settings.Transport == policy.TransportExtProc {
 		return streaming(s, plan)
 	}
-	settings, err := SettingsExtension(plan.Settings.Encode())
+	settings, err := SettingsExtension(plan.Settings)
 	if err != nil {
 		return nil, err
 	}
 	return s.With(resource.ExtensionConfigType, xds.Message{Name: SettingsFilter, Message: settings})
 }
 
-// streaming puts the ext_proc filter in the plugin's place, and nothing into the
-// settings' filter: nodes have the settings by other means.
+// streaming puts the ext_proc filter in the plugin's place.
 func streaming(s *xds.Snapshot, plan mirror.GatewayPlan) (*xds.Snapshot, error) {
 	stream, err := StreamExtension(plan)
 	if err != nil {
 		return nil, err
 	}
-	settings, err := SettingsExtension("")
+	settings, err := SettingsExtension(plan.Settings)
 	if err != nil {
 		return nil, err
 	}

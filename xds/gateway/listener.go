@@ -20,6 +20,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -147,7 +149,7 @@ func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
 // listener that first comes up waits so long for it, then opens without; with
 // 0 it opens at once, and mirrors from their arrival on.
 func Filters(wait time.Duration) ([]*hcm.HttpFilter, error) {
-	settings, err := settingsConfig("", "")
+	settings, err := settingsConfig("", "", false)
 	if err != nil {
 		return nil, err
 	}
@@ -190,10 +192,14 @@ func PluginExtension(code string) (*core.TypedExtensionConfig, error) {
 	return extension(PluginFilter, pluginConfig(code))
 }
 
-// SettingsExtension is a gateway's settings, as mirror.Settings encodes them
-// and as their filter discovers them.
-func SettingsExtension(encoded string) (*core.TypedExtensionConfig, error) {
-	config, err := settingsConfig(digest(encoded), encoded)
+// SettingsExtension is a gateway's settings, as their filter discovers them.
+// With transport ExtProc they say nothing: nodes have them by other means.
+func SettingsExtension(s mirror.Settings) (*core.TypedExtensionConfig, error) {
+	encoded, copies := "", false
+	if s.Transport != policy.TransportExtProc {
+		encoded, copies = s.Encode(), s.Copies()
+	}
+	config, err := settingsConfig(digest(encoded), encoded, copies)
 	if err != nil {
 		return nil, err
 	}
@@ -215,13 +221,20 @@ func pluginConfig(source string) *lua.Lua {
 	}
 }
 
-func settingsConfig(revision, encoded string) (*metadata.Config, error) {
+func settingsConfig(revision, encoded string, copies bool) (*metadata.Config, error) {
+	facts := map[string]any{"r": revision}
+	if copies {
+		facts["on"] = "1"
+	}
 	config := &metadata.Config{}
-	for _, m := range []struct{ namespace, key, value string }{
-		{revisionNamespace, "r", revision},
-		{settingsNamespace, "s", encoded},
+	for _, m := range []struct {
+		namespace string
+		value     map[string]any
+	}{
+		{revisionNamespace, facts},
+		{settingsNamespace, map[string]any{"s": encoded}},
 	} {
-		value, err := structpb.NewStruct(map[string]any{m.key: m.value})
+		value, err := structpb.NewStruct(m.value)
 		if err != nil {
 			return nil, fmt.Errorf("settings: %w", err)
 		}

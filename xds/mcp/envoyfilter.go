@@ -61,10 +61,10 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	if err != nil {
 		return nil, err
 	}
-	encoded, version := g.Settings.Encode(), plugin.Version
+	version := plugin.Version
 	code, err := b.pluginPatch(plugin)
-	if g.Settings.Transport == policy.TransportExtProc { // nodes have the settings by other means
-		encoded, version = "", string(policy.TransportExtProc)
+	if g.Settings.Transport == policy.TransportExtProc {
+		version = string(policy.TransportExtProc)
 		code, err = streamPatch(g)
 	}
 	if err != nil {
@@ -74,7 +74,7 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	if err != nil {
 		return nil, err
 	}
-	s, err := gateway.SettingsExtension(encoded)
+	s, err := gateway.SettingsExtension(g.Settings)
 	if err != nil {
 		return nil, err
 	}

@@ -278,11 +278,11 @@ func TestCandidates(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	text := settings(10, 0)
+	text := settings(10, 0).Encode()
 	if !strings.Contains(text, "ppm\t100000\n") || !strings.Contains(text, "mode\tMonitor\n") || !strings.Contains(text, "response\t16384\n") {
 		t.Errorf("got:\n%s", text)
 	}
-	text = settings(100, 4*kib)
+	text = settings(100, 4*kib).Encode()
 	if !strings.Contains(text, "request\t4096\n") || !strings.Contains(text, "response\t4096\n") {
 		t.Errorf("got:\n%s", text)
 	}

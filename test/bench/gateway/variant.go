@@ -155,14 +155,14 @@ func names(all []variant) []string {
 
 // settings is the text that the plugin gets: the default policy's, at a share,
 // and with one limit for bodies both ways unless that is 0.
-func settings(share float64, limit int) string {
+func settings(share float64, limit int) mirror.Settings {
 	p := policy.Default()
 	p.Spec.Sampling.Percent = share
 	if limit > 0 {
 		p.Spec.Body.Request.MaxBytes = policy.Quantity(limit)
 		p.Spec.Body.Response.MaxBytes = policy.Quantity(limit)
 	}
-	return plan("bench", p).Settings.Encode()
+	return plan("bench", p).Settings
 }
 
 // plan is a gateway's part of one policy, with its nodes' endpoints.

@@ -73,7 +73,7 @@ func newMaterial() (*material, error) {
 
 // settingsMessage is the one resource that is a gateway's own.
 func settingsMessage(i, revision int) (xds.Message, error) {
-	s, err := gateway.SettingsExtension(settings(gatewayID(i).ID(), revision).Encode())
+	s, err := gateway.SettingsExtension(settings(gatewayID(i).ID(), revision))
 	if err != nil {
 		return xds.Message{}, err
 	}
