@@ -29,7 +29,7 @@ local MAX_WAIT_MS = 30000          -- then they are sent as far as they were see
 local MAX_POOL = 64                -- exchanges kept for use again
 local MAX_POOL_BYTES = 32768       -- unless their headers were longer
 local LONG_MS = 10000              -- a body that goes on after its copy's end for so long is not waited for
-local BATCH_EVENTS = 32
+local BATCH_EVENTS = 48
 local BATCH_BYTES = 98304          -- below what LuaJIT's allocator maps anew each time: 128 KiB
 local BATCH_MS = 100
 local SINGLES = 40                -- events that may go out by themselves while others are open …
@@ -1103,17 +1103,28 @@ local function tls_facts(si, ssl)
   return out, n
 end
 
+-- Methods, looked up once: to find each through its object costs as much as some
+-- of them do.
+local M
+local function methods(h)
+  local si = h:streamInfo()
+  M = { timestamp = h.timestamp, headers = h.headers, streamInfo = h.streamInfo, bodyChunks = h.bodyChunks, trailers = h.trailers,
+    remote = si.downstreamRemoteAddress, direct = si.downstreamDirectRemoteAddress, localAddress = si.downstreamLocalAddress,
+    protocol = si.protocol, route = si.routeName, ssl = si.downstreamSslConnection }
+end
+
 -- begin decides about a request, and copies its header. Gives the exchange when
 -- its body is to be followed.
 local function begin(h)
-  local now = h:timestamp()
+  if not M then methods(h) end
+  local now = M.timestamp(h)
   count.seen = count.seen + 1
   if now - settings_at >= SETTINGS_MS or now < settings_at then look(h, now) end
   local s = settings
   if not s or not (s.on or s.next) then count.off = count.off + 1; return end
   local hs
   if s.selective then
-    hs = h:headers()
+    hs = M.headers(h)
     s = selects(s, clean_host(hs:get(":authority")), hs:get(":path") or "")
     if not s then count.excluded = count.excluded + 1; return end
     if not s.on then count.off = count.off + 1; return end
@@ -1121,23 +1132,23 @@ local function begin(h)
   local class
   if s.ppm < 1000000 then
     if s.always then
-      hs = hs or h:headers()
+      hs = hs or M.headers(h)
       class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "")
     end
     if not class and random() * 1000000 >= s.ppm then count.sampled_out = count.sampled_out + 1; return end
   end
   if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then sweep(h, now) end
-  hs = hs or h:headers()
-  local si, p = h:streamInfo(), new_exchange()
-  local q, src, dst, proto = p.q, si:downstreamRemoteAddress() or "", si:downstreamLocalAddress() or "", si:protocol() or ""
+  hs = hs or M.headers(h)
+  local si, p = M.streamInfo(h), new_exchange()
+  local q, src, dst, proto = p.q, M.remote(si) or "", M.localAddress(si) or "", M.protocol(si) or ""
   local fields, bytes, flags = encode_headers(hs, s, q.b)
   number = number + 1
   last_begin = now
   p.n, p.t, p.s, p.class, p.src, p.flags, p.size, p.head_bytes, q.fields = number, now, s, class or false, src, flags, bytes + 2048, bytes, fields
-  p.place = constants(dst, proto, si:routeName() or "")
-  local peer = si:downstreamDirectRemoteAddress()
+  p.place = constants(dst, proto, M.route(si) or "")
+  local peer = M.direct(si)
   if peer ~= src then p.peer = peer end
-  local ssl = si:downstreamSslConnection()
+  local ssl = M.ssl(si)
   if ssl then p.tls, p.tls_pairs = tls_facts(si, ssl) end
   p.method = head.method
   local max = s.qmax
@@ -1162,7 +1173,7 @@ local function begin(h)
 end
 
 local function trailers(h, m, s)
-  local t = h:trailers()
+  local t = M.trailers(h)
   if not t then return end
   m.tfields = encode_headers(t, s, scratch)
   m.t = scratch:get()
@@ -1172,7 +1183,7 @@ end
 -- the exchange's event has been made meanwhile.
 local function follow(h, p, m)
   local n, max, chunks = p.n, m.max, 0
-  for chunk in h:bodyChunks() do
+  for chunk in M.bodyChunks(h) do
     if p.n ~= n then return false end
     local length, got = chunk:length(), m.got
     m.len = m.len + length
@@ -1185,7 +1196,7 @@ local function follow(h, p, m)
     end
     chunks = chunks + 1
     if chunks % 16 == 0 then -- long bodies do what nobody else may come to do
-      local now = h:timestamp()
+      local now = M.timestamp(h)
       if now - settings_at >= BATCH_MS then look(h, now) end
       if p.n == n and m == p.r and now - p.t > LONG_MS and (m.got >= max or p.grpc) then
         finish_open(h, p, now)
@@ -1202,9 +1213,9 @@ local function request(h)
   if follow(h, p, p.q) then
     local n = p.n
     trailers(h, p.q, p.s)
-    if p.n == n then p.qend = p.q.len > 0 and h:timestamp() or p.t end
+    if p.n == n then p.qend = p.q.len > 0 and M.timestamp(h) or p.t end
   else -- a tunnel's first bytes, perhaps
-    send_all(h, h:timestamp())
+    send_all(h, M.timestamp(h))
   end
 end
 
@@ -1215,10 +1226,10 @@ end
 
 -- exchange_of finds the exchange that a response belongs to.
 local function exchange_of(h)
-  local si = h:streamInfo()
+  local si = M.streamInfo(h)
   if by_connection > 0 then
-    local c = connections[si:downstreamLocalAddress()]
-    local p = c and c[si:downstreamDirectRemoteAddress()]
+    local c = connections[M.localAddress(si)]
+    local p = c and c[M.direct(si)]
     if p then return p end
   end
   if by_id > 0 then
@@ -1239,16 +1250,16 @@ local function finish_early(h, p, now)
   local s = p.s
   finish(h, p, now, true)
   if s.events == 0 or not due(s, now) then return end
-  for _ in h:bodyChunks() do break end
-  if s.events > 0 then flush(h, s, h:timestamp()) end
+  for _ in M.bodyChunks(h) do break end
+  if s.events > 0 then flush(h, s, M.timestamp(h)) end
 end
 
 local function response(h)
   if open_count == 0 then return end
   local p = exchange_of(h)
   if not p then return end
-  local now, s, r = h:timestamp(), p.s, p.r
-  local fields, bytes, flags = encode_headers(h:headers(), s, r.b)
+  local now, s, r = M.timestamp(h), p.s, p.r
+  local fields, bytes, flags = encode_headers(M.headers(h), s, r.b)
   r.fields, r.declared, p.th, p.flags, p.head_bytes = fields, head.length, now, bor(p.flags, flags), p.head_bytes + bytes
   local t, status = type_of(s.rtypes, head.type), head.status
   p.grpc = t.grpc
@@ -1271,7 +1282,7 @@ local function response(h)
   if follow(h, p, r) then
     local n = p.n
     trailers(h, r, s)
-    if p.n == n then finish(h, p, h:timestamp()) end
+    if p.n == n then finish(h, p, M.timestamp(h)) end
   end
 end
 
