@@ -117,8 +117,8 @@ func (x *exchange) responseEnds(end bool, now time.Time) {
 	}
 }
 
-// respond takes the response's headers. Of streams, which may last for days, and
-// of responses whose body isn't copied, the event is made here.
+// respond takes the response's headers. Of upgrades and event streams, which may
+// last for days, and of bodies that are not copied, the event is made here.
 func (x *exchange) respond(m *message, now time.Time) int {
 	x.begun = true
 	e := &x.event
@@ -128,22 +128,32 @@ func (x *exchange) respond(m *message, now time.Time) int {
 	if e.ResponseFlags != "" { // as the plugin's events have it: Envoy's account of what did not end well
 		e.ResponseDetails = m.attributes["response.code_details"].text
 	}
-	status := get(m.fields, ":status")
-	types := strings.ToLower(x.response.contentType)
+	status, method := get(m.fields, ":status"), get(e.Request.Headers, ":method")
+	length, types := get(m.fields, "content-length"), strings.ToLower(x.response.contentType)
+	grpc := strings.HasPrefix(types, "application/grpc")
+	max := x.settings.Response.MaxBytes
+	if !wants(x.settings.Response.ContentTypes, x.response.contentType) {
+		max = 0
+	}
+	early := true // the event is made here: the response has ended, as far as it is looked at
 	switch {
-	case status == "101", strings.HasPrefix(types, "text/event-stream"), strings.HasPrefix(types, "application/grpc"):
+	case status == "101", strings.HasPrefix(types, "text/event-stream"), method == "CONNECT" && strings.HasPrefix(status, "2"):
 		e.Flags |= event.FlagStream
-		x.response.ended = m.end
-		x.finish(now)
-	case x.settings.Response.MaxBytes == 0 || !wants(x.settings.Response.ContentTypes, x.response.contentType):
+	case status == "204", status == "304", method == "HEAD", length == "0" && !grpc: // RFC 9110, section 6.4.1: no body follows
+	case max > 0:
+		x.copies(&x.response, max)
+		early = false
+	default:
 		e.Flags |= event.FlagResponseSkip
-		if n, err := strconv.ParseUint(get(m.fields, "content-length"), 10, 53); err == nil {
+		early = !grpc // whose trailers say how it ended
+		if n, err := strconv.ParseUint(length, 10, 53); err == nil && early {
 			e.Response.BodyBytes = n
 		}
-		x.response.ended = true // as far as it is looked at
+	}
+	if early {
+		x.response.ended = true
 		x.finish(now)
-	default:
-		x.copies(&x.response, x.settings.Response.MaxBytes)
+	} else {
 		x.responseEnds(m.end, now)
 	}
 	return size
