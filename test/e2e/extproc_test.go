@@ -43,7 +43,7 @@ spec:
 	}
 	envoytest.Eventually(t, 5*time.Second, "the ledger has both exchanges", func() bool {
 		getJSON(t, "http://"+r.debug+"/debug/ledgerz", &ledger)
-		return len(ledger.Steps) == 6 && ledger.Steps[0].Count == 2
+		return len(ledger.Steps) == 7 && ledger.Steps[0].Count == 2
 	})
 	if s := ledger.Steps[0]; s.Step != "exchanges streamed by gateways" || s.Became["mirrored"] != 1 || s.Became["excluded"] != 1 || s.Difference != 0 || ledger.Steps[3].Difference != 0 {
 		t.Errorf("ledger: %+v", ledger)
