@@ -80,6 +80,8 @@ spec:
 			p := r.pluginz(t)
 			return len(p.Proxies) == 1 && (p.Proxies[0].Running.Version == "ExtProc") == (transport == "ExtProc") && len(p.Rollout.Gateways) == 1-i
 		})
+		// Its settings, of another filter, may come some milliseconds later.
+		r.effect(t, true, func() { get(t, "http://"+r.http+"/warm") })
 		path := "/by-" + strings.ToLower(transport)
 		send(t, http.DefaultClient, http.MethodPost, "http://"+r.http+path, "application/json", `{"file":"../../../etc/passwd"}`, nil)
 		r.attack(t, "path traversal by "+transport, func(a attackRow) bool { return a.Path == path })
