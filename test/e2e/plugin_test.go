@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/mirror/lua"
 	"github.com/periscope-mesh/periscope/test/envoytest"
 	"github.com/periscope-mesh/periscope/test/kubetest"
@@ -211,14 +212,14 @@ func TestPluginNewerThanNode(t *testing.T) {
 	get(t, "http://"+r.http+"/")
 	r.stop(syscall.SIGTERM)
 	file, b := build(t, "9.0.0", "")
-	mustWrite(t, file, strings.Replace(b.Code, "\nlocal WIRE = 1\n", "\nlocal WIRE = 99\n", 1))
+	mustWrite(t, file, strings.Replace(b.Code, fmt.Sprintf("\nlocal WIRE = %d\n", event.Version), "\nlocal WIRE = 99\n", 1))
 	control := start(t, "control", "--upstream", "http://127.0.0.1:9", "--xds", r.xds, "--debug", r.debug, "--http", r.http, "--https", "", "--data", r.dataDir, "--node", r.nodeListen,
 		"--plugin", file, "--envoy", envoytest.Path(t))
 	control.waitFor("control plane started")
 	node := start(t, append(r.nodeArgs(), "--name", "old-node")...)
 	node.waitFor("node started")
 	r.untilRollout(t, "the build is held back", func(p pluginz) bool {
-		return p.Rollout.Phase == "held" && strings.Contains(p.Rollout.Reason, "writes wire version 99, and node old-node reads [1]: update it first")
+		return p.Rollout.Phase == "held" && strings.Contains(p.Rollout.Reason, fmt.Sprintf("writes wire version 99, and node old-node reads %v: update it first", event.Versions()))
 	})
 }
 
