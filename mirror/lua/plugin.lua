@@ -1089,10 +1089,28 @@ local function names_of(list) -- an array of texts, encoded
   return table.concat(out)
 end
 
+-- Methods, looked up once: to find each through its object costs as much as some
+-- of them do. What an Envoy lacks is left out of events, and said once.
+local M
+local function methods(h)
+  local si, lacks = h:streamInfo(), {}
+  local function optional(name)
+    if si[name] then return si[name] end
+    lacks[#lacks + 1] = name
+    return function() return nil end
+  end
+  local m = { timestamp = h.timestamp, headers = h.headers, streamInfo = h.streamInfo, bodyChunks = h.bodyChunks, trailers = h.trailers,
+    remote = si.downstreamRemoteAddress, localAddress = si.downstreamLocalAddress, protocol = si.protocol,
+    direct = optional("downstreamDirectRemoteAddress"), route = optional("routeName"), ssl = optional("downstreamSslConnection"),
+    sni = optional("requestedServerName") }
+  if #lacks > 0 then h:logWarn("periscope: this Envoy's Lua has no " .. table.concat(lacks, ", ") .. ": events go without") end
+  M = m
+end
+
 -- tls_facts gives what the handshake told, encoded, and the number of pairs.
 local function tls_facts(si, ssl)
   local out, n = pair("tls", ssl:tlsVersion() or ""), 1
-  local sni = si:requestedServerName()
+  local sni = M.sni(si)
   if sni and sni ~= "" then out = out .. pair("sni", sni); n = n + 1 end
   if ssl:peerCertificatePresented() then
     local sans = ssl:uriSanPeerCertificate() or {}
@@ -1101,16 +1119,6 @@ local function tls_facts(si, ssl)
     n = n + 2
   end
   return out, n
-end
-
--- Methods, looked up once: to find each through its object costs as much as some
--- of them do.
-local M
-local function methods(h)
-  local si = h:streamInfo()
-  M = { timestamp = h.timestamp, headers = h.headers, streamInfo = h.streamInfo, bodyChunks = h.bodyChunks, trailers = h.trailers,
-    remote = si.downstreamRemoteAddress, direct = si.downstreamDirectRemoteAddress, localAddress = si.downstreamLocalAddress,
-    protocol = si.protocol, route = si.routeName, ssl = si.downstreamSslConnection }
 end
 
 -- begin decides about a request, and copies its header. Gives the exchange when

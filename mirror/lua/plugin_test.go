@@ -121,6 +121,15 @@ local TESTED = {
     end
     return table.concat(out, "\0")
   end,
+  methods = function(a) -- names that a handle's stream info lacks
+    local lacks, said, si = {}, "", {}
+    for _, name in ipairs(a) do lacks[name] = true end
+    for _, name in ipairs({ "downstreamRemoteAddress", "downstreamLocalAddress", "protocol", "downstreamDirectRemoteAddress", "routeName", "downstreamSslConnection", "requestedServerName" }) do
+      if not lacks[name] then si[name] = function() return "here" end end
+    end
+    methods({ streamInfo = function() return si end, logWarn = function(_, text) said = text end })
+    return tostring(M.route(si)) .. " " .. tostring(M.ssl(si)) .. " " .. said
+  end,
   uint = function(a) return uint(tonumber(a[1])) end,
   class = function(a) return tostring(class_of({ [a[1]] = true }, "GET", a[2])) end,
   wants = function(a) return tostring(type_of(parse_settings(a[1]).rtypes, a[2]).wanted) end,
@@ -188,6 +197,8 @@ func TestFunctions(t *testing.T) {
 		{"mask_cards", []string{"order 1234567890123456 at 12"}, "order 1234567890123456 at 12"},
 		{"mask_cards", []string{"4111111111111111 12 29, 5555555555554444 01"}, "**************** 12 29, **************** 01"},
 		{"mask_cards", []string{"tel 0123 456 789"}, "tel 0123 456 789"},
+		{"methods", []string{"none"}, "here here "},
+		{"methods", []string{"routeName", "downstreamDirectRemoteAddress"}, "nil here periscope: this Envoy's Lua has no downstreamDirectRemoteAddress, routeName: events go without"},
 		{"class", []string{"Suspicious", "/etc/passwd"}, "Suspicious"},
 		{"class", []string{"Suspicious", "/a?q=%27"}, "Suspicious"},
 		{"class", []string{"Suspicious", "/a?q=1"}, "nil"},
