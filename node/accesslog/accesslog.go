@@ -139,7 +139,7 @@ func (l *Log) Join(gateway string, b *event.Batch) {
 		}
 		e.ResponseFlags, e.ResponseDetails = end.flags, end.details
 		if end.us > 0 {
-			e.EndUS = end.us
+			e.EndUS = max(end.us, e.HeadersUS, e.RequestEndUS) // it is rounded down, and so are these
 		}
 		l.metrics.joined.Inc()
 	}
