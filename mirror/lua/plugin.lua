@@ -38,6 +38,7 @@ local SETTINGS_MS = 10             -- how old a look at the settings may be
 local TELL_MS = 10000              -- counters travel at least so often while there are requests
 local CALL_TIMEOUT_MS = 1000
 local MAX_CACHE = 1024             -- entries of each cache of header names, content types, endpoints
+local MAX_KEY = 128                -- bytes of what is cached: clients write it
 
 local NO_RESPONSE, REQUEST_CUT, RESPONSE_CUT, RESPONSE_SKIP, STREAM, HEADERS_CUT, MASKED, REQUEST_OPEN = 1, 2, 4, 8, 16, 32, 64, 128
 local RESPONSE_OPEN = 512
@@ -676,7 +677,7 @@ local function class_of(always, method, target)
   end
   if always.NewEndpoint then
     local shape = method .. gsub(path, "/[^/]*%d[^/]*", "/*")
-    if not endpoints[shape] and endpoint_count < MAX_CACHE then
+    if not endpoints[shape] and endpoint_count < MAX_CACHE and #shape <= MAX_KEY then
       endpoints[shape] = true
       endpoint_count = endpoint_count + 1
       return "NewEndpoint"
@@ -709,7 +710,7 @@ local function other(s, k, v, flags)
   local e, special, m = KEYS[k], SPECIAL[k], s.mask and s.mask[k]
   if not e then
     e = key(k)
-    if keys_count < MAX_CACHE then KEYS[k] = e; keys_count = keys_count + 1 end
+    if keys_count < MAX_CACHE and #k <= MAX_KEY then KEYS[k] = e; keys_count = keys_count + 1 end
   end
   if special then head[special] = v end
   if m == true then return e, HIDDEN, bor(flags, MASKED) end
@@ -717,7 +718,7 @@ local function other(s, k, v, flags)
     local hidden = m and m(v) or v
     if s.cards then hidden = mask_cards(hidden) end
     if hidden ~= v then return e, hidden, bor(flags, MASKED) end
-  elseif not special and s.named < MAX_CACHE then
+  elseif not special and s.named < MAX_CACHE and #k <= MAX_KEY then
     s.names[k] = e
     s.named = s.named + 1
   end
@@ -756,7 +757,7 @@ local function type_of(types, content_type)
   local name = lower(string.match(content_type or "", "^%s*([^;%s]*)") or "")
   t = { wanted = types.any or types.list[name] or types.list[(string.match(name, "^[^/]*") or "") .. "/*"] or false,
     events = name == "text/event-stream", grpc = sub(name, 1, 16) == "application/grpc" }
-  if types.cached < MAX_CACHE then types.cache[content_type] = t; types.cached = types.cached + 1 end
+  if types.cached < MAX_CACHE and (not content_type or #content_type <= MAX_KEY) then types.cache[content_type] = t; types.cached = types.cached + 1 end
   return t
 end
 
@@ -764,7 +765,7 @@ end
 
 local settings              -- the revision in force, parsed: the strongest policy's, and by next the others'
 local settings_rev          -- its digest
-local settings_at = 0       -- when it was looked at last
+local settings_at, ticked_at = 0, 0 -- when it was looked at last, and what is due
 local previous              -- the revision before: exchanges that began under it end under it
 local embedded              -- the settings' text, where the source's end sets it: for want of a filter that does
 local seq, told, told_at = 0, 0, 0 -- batches; of which count of exchanges seen, and when, the last one told
@@ -1021,16 +1022,16 @@ local function finish(h, p, now, held)
   count.mirrored = count.mirrored + 1
   s.events, writing = s.events + 1, nil
   if s.events == 1 then s.since = now end
-  if pooled < MAX_POOL and p.head_bytes <= MAX_POOL_BYTES then
+  if pooled < MAX_POOL and p.head_bytes <= MAX_POOL_BYTES and q.count + r.count <= 256 then
     clear(q)
     clear(r)
     p.s, p.class, p.peer, p.tls, p.qend, p.c, p.place, p.grpc = false, false, false, false, false, false, false, false
     pooled = pooled + 1
     pool[pooled] = p
   end
-  if s.gone then flush(h, s, now) -- send_all doesn't look at it any more
-  elseif held then return
-  elseif settings.next or previous and previous.events > 0 then send_all(h, now)
+  if held then return
+  elseif s.gone then flush(h, s, now) -- send_all doesn't look at it any more
+  elseif s ~= settings or settings.next or previous and previous.events > 0 then send_all(h, now)
   elseif due(s, now) then flush(h, s, now) end
 end
 
@@ -1049,7 +1050,7 @@ local function sweep(h, now)
     local p = open[oldest]
     if p then
       if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then count.evicted = count.evicted + 1
-      elseif now - p.t > MAX_WAIT_MS then count.unfinished = count.unfinished + 1
+      elseif now - p.t > MAX_WAIT_MS or now < p.t - MAX_WAIT_MS then count.unfinished = count.unfinished + 1
       else return end
       finish_open(h, p, now)
     end
@@ -1057,8 +1058,17 @@ local function sweep(h, now)
   end
 end
 
--- look looks for new settings, does what is due, and says what was counted when
--- nothing else has for long.
+-- tick does what is due, and tells what was counted when nothing else has for long.
+local function tick(h, now)
+  ticked_at = now
+  if by_connection == 0 then connections = {} end -- of each local address there was
+  sweep(h, now)
+  send_all(h, now)
+  if told_at == 0 then told_at = now end
+  if settings and now - told_at >= TELL_MS and told ~= count.seen then flush(h, settings, now) end
+end
+
+-- look looks for new settings, as a request has them when it begins.
 local function look(h, now)
   settings_at = now
   local md = h:streamInfo():dynamicMetadata()
@@ -1076,10 +1086,7 @@ local function look(h, now)
     end
     previous, settings_rev, settings = settings, r, parsed
   end
-  sweep(h, now)
-  send_all(h, now)
-  if told_at == 0 then told_at = now end
-  if settings and now - told_at >= TELL_MS and told ~= count.seen then flush(h, settings, now) end
+  tick(h, now)
 end
 
 local function names_of(list) -- an array of texts, encoded
@@ -1121,6 +1128,25 @@ local function tls_facts(si, ssl)
   return out, n
 end
 
+-- superseded ends what is still open on an HTTP/1 connection that has a new
+-- request: its response will not come any more.
+local function superseded(h, si, dst, peer, now)
+  local c = connections[dst]
+  local p = c and c[peer]
+  if p and H1[M.protocol(si)] then
+    count.unfinished = count.unfinished + 1
+    finish_open(h, p, now)
+  end
+end
+
+-- skip counts a request that is not copied.
+local function skip(h, now, why)
+  count[why] = count[why] + 1
+  if by_connection == 0 then return end
+  local si = M.streamInfo(h)
+  superseded(h, si, M.localAddress(si), M.direct(si), now)
+end
+
 -- begin decides about a request, and copies its header. Gives the exchange when
 -- its body is to be followed.
 local function begin(h)
@@ -1129,13 +1155,13 @@ local function begin(h)
   count.seen = count.seen + 1
   if now - settings_at >= SETTINGS_MS or now < settings_at then look(h, now) end
   local s = settings
-  if not s or not (s.on or s.next) then count.off = count.off + 1; return end
+  if not s or not (s.on or s.next) then return skip(h, now, "off") end
   local hs
   if s.selective then
     hs = M.headers(h)
     s = selects(s, clean_host(hs:get(":authority")), hs:get(":path") or "")
-    if not s then count.excluded = count.excluded + 1; return end
-    if not s.on then count.off = count.off + 1; return end
+    if not s then return skip(h, now, "excluded") end
+    if not s.on then return skip(h, now, "off") end
   end
   local class
   if s.ppm < 1000000 then
@@ -1143,19 +1169,21 @@ local function begin(h)
       hs = hs or M.headers(h)
       class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "")
     end
-    if not class and random() * 1000000 >= s.ppm then count.sampled_out = count.sampled_out + 1; return end
+    if not class and random() * 1000000 >= s.ppm then return skip(h, now, "sampled_out") end
   end
   if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then sweep(h, now) end
   hs = hs or M.headers(h)
-  local si, p = M.streamInfo(h), new_exchange()
-  local q, src, dst, proto = p.q, M.remote(si) or "", M.localAddress(si) or "", M.protocol(si) or ""
+  local si = M.streamInfo(h)
+  local src, dst, peer, proto = M.remote(si) or "", M.localAddress(si) or "", M.direct(si) or "", M.protocol(si) or ""
+  if by_connection > 0 then superseded(h, si, dst, peer, now) end
+  local p = new_exchange()
+  local q = p.q
   local fields, bytes, flags = encode_headers(hs, s, q.b)
   number = number + 1
   last_begin = now
   p.n, p.t, p.s, p.class, p.src, p.flags, p.size, p.head_bytes, q.fields = number, now, s, class or false, src, flags, bytes + 2048, bytes, fields
   p.place = constants(dst, proto, M.route(si) or "")
-  local peer = M.direct(si)
-  if peer ~= src then p.peer = peer end
+  if peer ~= src and peer ~= "" then p.peer = peer end
   local ssl = M.ssl(si)
   if ssl then p.tls, p.tls_pairs = tls_facts(si, ssl) end
   p.method = head.method
@@ -1165,14 +1193,12 @@ local function begin(h)
   open[number] = p
   open_count = open_count + 1
   open_bytes = open_bytes + p.size
-  if H1[proto] and find(peer or "", ":%d+$") then
+  if H1[proto] and find(peer, ":%d+$") then
     local c = connections[dst]
     if not c then c = {}; connections[dst] = c end
     by_connection = by_connection + 1
     p.c, p.direct = c, peer
-    local stale = c[peer]
     c[peer] = p
-    if stale then count.unfinished = count.unfinished + 1; finish_open(h, stale, now) end
   else
     by_id = by_id + 1
     si:dynamicMetadata():set(NS, "n", FIRST_ID + number)
@@ -1180,17 +1206,19 @@ local function begin(h)
   return p
 end
 
-local function trailers(h, m, s)
+local function trailers(h, p, m)
   local t = M.trailers(h)
   if not t then return end
-  m.tfields = encode_headers(t, s, scratch)
+  m.tfields = encode_headers(t, p.s, scratch)
   m.t = scratch:get()
+  p.size = p.size + #m.t
+  open_bytes = open_bytes + #m.t
 end
 
 -- follow copies a body as it streams by, and gives true at its end; false when
 -- the exchange's event has been made meanwhile.
 local function follow(h, p, m)
-  local n, max, chunks = p.n, m.max, 0
+  local n, max, chunks, full_at = p.n, m.max, 0, nil
   for chunk in M.bodyChunks(h) do
     if p.n ~= n then return false end
     local length, got = chunk:length(), m.got
@@ -1199,14 +1227,15 @@ local function follow(h, p, m)
       local take = got + length > max and max - got or length
       local i = m.count + 1
       m.count, m[i], m.got = i, chunk:getBytes(0, take), got + take
-      p.size = p.size + take
-      open_bytes = open_bytes + take
+      p.size = p.size + take + 64
+      open_bytes = open_bytes + take + 64
     end
     chunks = chunks + 1
     if chunks % 16 == 0 then -- long bodies do what nobody else may come to do
       local now = M.timestamp(h)
-      if now - settings_at >= BATCH_MS then look(h, now) end
-      if p.n == n and m == p.r and now - p.t > LONG_MS and (m.got >= max or p.grpc) then
+      if now - ticked_at >= BATCH_MS then tick(h, now) end
+      if m.got >= max and not full_at then full_at = now end
+      if p.n == n and m == p.r and (full_at and now - full_at > LONG_MS or p.grpc and now - p.th > LONG_MS) then
         finish_open(h, p, now)
       end
       if p.n ~= n then return false end
@@ -1215,30 +1244,41 @@ local function follow(h, p, m)
   return p.n == n
 end
 
-local function request(h)
-  local p = begin(h)
-  if not p then return end
+local function request(h, p)
   if follow(h, p, p.q) then
     local n = p.n
-    trailers(h, p.q, p.s)
+    trailers(h, p, p.q)
     if p.n == n then p.qend = p.q.len > 0 and M.timestamp(h) or p.t end
   else -- a tunnel's first bytes, perhaps
     send_all(h, M.timestamp(h))
   end
 end
 
-function envoy_on_request(h)
-  local ok, message = pcall(request, h)
+-- guarded runs what may fail for an exchange, which then has no event.
+local function guarded(f, h, p)
+  local n = p.n
+  local ok, message = pcall(f, h, p)
+  if ok then return end
+  failed(h, message)
+  if p.n ~= n then return end
+  ok, message = pcall(close, p)
   if not ok then failed(h, message) end
+end
+
+function envoy_on_request(h)
+  local ok, p = pcall(begin, h)
+  if not ok then return failed(h, p) end
+  if p then guarded(request, h, p) end
 end
 
 -- exchange_of finds the exchange that a response belongs to.
 local function exchange_of(h)
+  if open_count == 0 then return end
   local si = M.streamInfo(h)
   if by_connection > 0 then
     local c = connections[M.localAddress(si)]
     local p = c and c[M.direct(si)]
-    if p then return p end
+    if p and H1[M.protocol(si)] then return p end
   end
   if by_id > 0 then
     local md = si:dynamicMetadata():get(NS)
@@ -1257,17 +1297,17 @@ end
 local function finish_early(h, p, now)
   local s = p.s
   finish(h, p, now, true)
-  if s.events == 0 or not due(s, now) then return end
+  if s.events == 0 or not s.gone and not due(s, now) then return end
   for _ in M.bodyChunks(h) do break end
   if s.events > 0 then flush(h, s, M.timestamp(h)) end
 end
 
-local function response(h)
-  if open_count == 0 then return end
-  local p = exchange_of(h)
-  if not p then return end
+local function response(h, p)
+  if p.r.fields > 0 then return finish_open(h, p, M.timestamp(h)) end -- it has one: this is another's, which we never saw
   local now, s, r = M.timestamp(h), p.s, p.r
   local fields, bytes, flags = encode_headers(M.headers(h), s, r.b)
+  p.size = p.size + bytes
+  open_bytes = open_bytes + bytes
   r.fields, r.declared, p.th, p.flags, p.head_bytes = fields, head.length, now, bor(p.flags, flags), p.head_bytes + bytes
   local t, status = type_of(s.rtypes, head.type), head.status
   p.grpc = t.grpc
@@ -1289,15 +1329,13 @@ local function response(h)
   r.max, r.mask, p.flags = body_mask(s, head.type, head.coding, max, p.flags)
   if follow(h, p, r) then
     local n = p.n
-    trailers(h, r, s)
+    trailers(h, p, r)
     if p.n == n then finish(h, p, M.timestamp(h)) end
   end
 end
 
 function envoy_on_response(h)
-  local ok, message = pcall(response, h)
-  if not ok then
-    connections, by_connection = {}, by_connection -- none may be taken for the next exchange of its connection
-    failed(h, message)
-  end
+  local ok, p = pcall(exchange_of, h)
+  if not ok then return failed(h, p) end
+  if p then guarded(response, h, p) end
 end
