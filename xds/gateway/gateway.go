@@ -213,7 +213,7 @@ func common(c Config) (*xds.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	plugin, err := PluginExtension(c.Plugin)
+	plugin, err := sharedPlugin(c.Plugin)
 	if err != nil {
 		return nil, err
 	}

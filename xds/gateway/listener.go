@@ -187,9 +187,19 @@ func discovered(name string, empty proto.Message, wait time.Duration, other ...p
 	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovery}}, nil
 }
 
-// PluginExtension is the plugin's code, or IdleCode, as its filter discovers it.
+// PluginExtension is the plugin's code, or IdleCode, as its filter discovers it
+// at gateways that we don't serve.
 func PluginExtension(code string) (*core.TypedExtensionConfig, error) {
 	return extension(PluginFilter, pluginConfig(code))
+}
+
+// sharedPlugin is PluginExtension with one Lua VM a worker for all filter chains,
+// from Envoy 1.40 on; before, and at Istio's gateways, whose istioctl does not know
+// of it yet, each chain has its own.
+func sharedPlugin(code string) (*core.TypedExtensionConfig, error) {
+	config := pluginConfig(code)
+	config.SharedVmId = statPrefix
+	return extension(PluginFilter, config)
 }
 
 // SettingsExtension is a gateway's settings, as their filter discovers them.
