@@ -50,7 +50,6 @@ for n = 0, 255 do
   STR[n] = n < 32 and char(0xa0 + n) or char(0xd9, n)
   UINT[n] = n < 128 and char(n) or char(0xcc, n)
 end
-local function be16(n) return char(rshift(n, 8), band(n, 255)) end
 local function be32(n) return char(rshift(n, 24), band(rshift(n, 16), 255), band(rshift(n, 8), 255), band(n, 255)) end
 local function str(n) -- header of a string of n bytes
   return STR[n] or n < 65536 and char(0xda, rshift(n, 8), band(n, 255)) or "\219" .. be32(n)
@@ -108,6 +107,14 @@ local function name_set(fields)
   end })
 end
 
+-- joined gives v with what was replaced: out has n pieces of it, up to done; nil:
+-- nothing was.
+local function joined(out, n, v, done)
+  if not out then return v end
+  out[n + 1] = sub(v, done)
+  return table.concat(out)
+end
+
 -- string_end gives the place of the closing quote of the string that begins at
 -- i; nil: it does not end.
 local function string_end(v, i)
@@ -145,9 +152,7 @@ local function mask_pairs(v, names, keys, ends, separator, quotes)
     end
     from = stop + 1
   end
-  if not out then return v end
-  out[n + 1] = sub(v, done)
-  return table.concat(out)
+  return joined(out, n, v, done)
 end
 
 -- mask_cookies masks a Cookie or Set-Cookie header's value. A comma may separate
@@ -278,9 +283,7 @@ local function mask_multipart(v, names, boundary)
       end
     end
   end
-  if not out then return v end
-  out[n + 1] = sub(v, done)
-  return table.concat(out)
+  return joined(out, n, v, done)
 end
 
 -- json_names prepares the names behind a record's key for mask_json.
@@ -364,9 +367,7 @@ local function mask_json(v, names)
       done, from = stop + 1, stop + 1
     end
   end
-  if not out then return v end
-  out[n + 1] = sub(v, done)
-  return table.concat(out)
+  return joined(out, n, v, done)
 end
 
 -- The last groups of digits that mask_run has read, and one before them: where
@@ -415,9 +416,7 @@ local function mask_run(v)
     elseif ended and i >= read then break
     else i = i + 1 end
   end
-  if not out then return nil end
-  out[n + 1] = sub(v, done)
-  return table.concat(out)
+  return joined(out, n, v, done)
 end
 
 -- mask_cards hides runs of whole digit groups, apart by spaces and dashes, that
@@ -726,8 +725,8 @@ local function other(s, k, v, flags)
 end
 
 -- encode_headers puts name, value, … into b as MessagePack, and gives how many
--- those are, about how many bytes, and flags. All is read at once: header objects do not
--- outlive a yield.
+-- those are, about how many bytes, and flags. All is read at once: header objects
+-- do not outlive a yield.
 local function encode_headers(hs, s, b)
   head.type, head.length, head.coding, head.method, head.status = false, false, false, false, false
   reset(b)
@@ -874,7 +873,7 @@ local H1 = { ["HTTP/1.1"] = true, ["HTTP/1.0"] = true }
 local connections, by_connection, by_id = {}, 0, 0
 
 local K = {}
-for _, k in ipairs({ "n", "c", "t", "tq", "th", "te", "src", "peer", "sni", "tls", "tsub", "tsan", "f", "qh", "qb", "qn", "qt", "rh", "rb", "rn", "rt" }) do K[k] = key(k) end
+for _, k in ipairs({ "n", "c", "tq", "th", "te", "src", "peer", "tsan", "f", "qh", "qb", "qn", "qt", "rh", "rb", "rn", "rt" }) do K[k] = key(k) end
 
 local function bin(n)
   if n < 256 then return char(0xc4, n) end
@@ -898,6 +897,12 @@ local function new_exchange()
   pool[pooled] = nil
   pooled = pooled - 1
   return p
+end
+
+-- hold counts bytes of an open exchange.
+local function hold(p, bytes)
+  p.size = p.size + bytes
+  open_bytes = open_bytes + bytes
 end
 
 -- close takes an exchange off the open ones.
@@ -944,17 +949,13 @@ end
 -- put_message puts what there is of a message behind its header into e, except
 -- for the body's bytes, and gives the number of pairs, flags, and those bytes if
 -- something had to be hidden.
-local function put_message(e, m, s, cut, kb, kn, kt)
+local function put_message(e, m, s, cut, kn, kt)
   local n, flags, body = 0, 0, nil
   if m.len > 0 then put(e, kn, uint(m.len)); n = 1 end
   if m.t then put(e, kt, array(m.tfields), m.t); n = n + 1 end
   if m.count > 0 then
     n = n + 1
-    if m.mask or s.cards then
-      local f
-      body, f = masked_body(m, s, cut)
-      flags = bor(flags, f)
-    end
+    if m.mask or s.cards then body, flags = masked_body(m, s, cut) end
   end
   return n, flags, body
 end
@@ -991,14 +992,14 @@ local function finish(h, p, now, held)
   if p.qend then
     if p.qend > t then put(e, K.tq, uint((p.qend - t) * 1000)); n = n + 1 end
   else flags = bor(flags, REQUEST_OPEN) end
-  local pairs_q, flags_q, qbody = put_message(e, q, s, REQUEST_CUT, K.qb, K.qn, K.qt)
+  local pairs_q, flags_q, qbody = put_message(e, q, s, REQUEST_CUT, K.qn, K.qt)
   n, flags = n + pairs_q, bor(flags, flags_q)
   if q.len > q.got then count.cut_bytes = count.cut_bytes + q.len - q.got; flags = bor(flags, REQUEST_CUT) end
   local qh, rh, rbody = array(q.fields), nil, nil
   if r.fields > 0 then
     rh = array(r.fields)
     put(e, K.th, uint(p.th > t and (p.th - t) * 1000 or 0))
-    local pairs_r, flags_r, b = put_message(e, r, s, RESPONSE_CUT, K.rb, K.rn, K.rt)
+    local pairs_r, flags_r, b = put_message(e, r, s, RESPONSE_CUT, K.rn, K.rt)
     n, flags, rbody = n + pairs_r + 2, bor(flags, flags_r), b
     if r.len > r.got and band(flags, RESPONSE_SKIP) == 0 then count.cut_bytes = count.cut_bytes + r.len - r.got; flags = bor(flags, RESPONSE_CUT) end
   else
@@ -1211,8 +1212,7 @@ local function trailers(h, p, m)
   if not t then return end
   m.tfields = encode_headers(t, p.s, scratch)
   m.t = scratch:get()
-  p.size = p.size + #m.t
-  open_bytes = open_bytes + #m.t
+  hold(p, #m.t)
 end
 
 -- follow copies a body as it streams by, and gives true at its end; false when
@@ -1227,8 +1227,7 @@ local function follow(h, p, m)
       local take = got + length > max and max - got or length
       local i = m.count + 1
       m.count, m[i], m.got = i, chunk:getBytes(0, take), got + take
-      p.size = p.size + take + 64
-      open_bytes = open_bytes + take + 64
+      hold(p, take + 64)
     end
     chunks = chunks + 1
     if chunks % 16 == 0 then -- long bodies do what nobody else may come to do
@@ -1306,8 +1305,7 @@ local function response(h, p)
   if p.r.fields > 0 then return finish_open(h, p, M.timestamp(h)) end -- it has one: this is another's, which we never saw
   local now, s, r = M.timestamp(h), p.s, p.r
   local fields, bytes, flags = encode_headers(M.headers(h), s, r.b)
-  p.size = p.size + bytes
-  open_bytes = open_bytes + bytes
+  hold(p, bytes)
   r.fields, r.declared, p.th, p.flags, p.head_bytes = fields, head.length, now, bor(p.flags, flags), p.head_bytes + bytes
   local t, status = type_of(s.rtypes, head.type), head.status
   p.grpc = t.grpc
