@@ -19,7 +19,6 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -38,7 +37,7 @@ import (
 	"github.com/periscope-mesh/periscope/node/ingest"
 	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/test/envoytest"
-	"github.com/periscope-mesh/periscope/test/logtest"
+	"github.com/periscope-mesh/periscope/test/xdstest"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 )
@@ -51,8 +50,7 @@ type rig struct {
 	plan         mirror.GatewayPlan
 	server       *xds.Server
 	xdsAddr      string
-	admin        string
-	log          *logtest.Buffer
+	envoy        *envoytest.Envoy
 	client       *http.Client
 	node         *http.Server
 	nodeListener net.Listener
@@ -73,7 +71,7 @@ type taken struct {
 
 func newRig(t *testing.T, upstream http.Handler, change func(*rig)) *rig {
 	t.Helper()
-	r := &rig{t: t, admin: envoytest.FreeAddr(t), log: &logtest.Buffer{}, known: map[string][]byte{}, registry: prometheus.NewRegistry()}
+	r := &rig{t: t, known: map[string][]byte{}, registry: prometheus.NewRegistry()}
 	up := httptest.NewUnstartedServer(upstream)
 	up.Config.Protocols = new(http.Protocols)
 	up.Config.Protocols.SetHTTP1(true)
@@ -93,7 +91,7 @@ func newRig(t *testing.T, upstream http.Handler, change func(*rig)) *rig {
 	if change != nil {
 		change(r)
 	}
-	r.serveXDS()
+	r.server, r.xdsAddr, _ = xdstest.Serve(t, "127.0.0.1:0")
 	r.push()
 	r.startEnvoy()
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 1}
@@ -160,24 +158,6 @@ func (r *rig) serveNode() {
 	r.t.Cleanup(func() { _ = r.node.Close(); cancel(); <-done })
 }
 
-func (r *rig) serveXDS() {
-	r.t.Helper()
-	var err error
-	if r.server, err = xds.New(xds.Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()}); err != nil {
-		r.t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	g := xds.NewGRPCServer()
-	r.server.Register(g)
-	done := make(chan struct{})
-	go func() { defer close(done); _ = g.Serve(l) }()
-	r.t.Cleanup(func() { g.Stop(); <-done })
-	r.xdsAddr = l.Addr().String()
-}
-
 // push serves what follows from the plan, and has the node know its settings.
 func (r *rig) push() {
 	r.t.Helper()
@@ -198,26 +178,15 @@ func (r *rig) push() {
 
 func (r *rig) startEnvoy() {
 	r.t.Helper()
-	boot, err := gateway.Bootstrap(gateway.BootstrapConfig{Gateway: r.plan.Gateway, XDS: r.xdsAddr, Admin: r.admin})
+	boot, err := gateway.Bootstrap(gateway.BootstrapConfig{Gateway: r.plan.Gateway, XDS: r.xdsAddr, Admin: "127.0.0.1:1"})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	file := filepath.Join(r.t.TempDir(), "bootstrap.json")
-	if err := os.WriteFile(file, boot, 0o600); err != nil {
+	var b map[string]any
+	if err := json.Unmarshal(boot, &b); err != nil {
 		r.t.Fatal(err)
 	}
-	cmd := exec.Command(envoytest.Path(r.t), "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart")
-	cmd.Stdout, cmd.Stderr = r.log, r.log
-	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if r.t.Failed() {
-			r.t.Logf("Envoy's log:\n%s", r.log)
-		}
-	})
+	r.envoy = envoytest.Start(r.t, b)
 }
 
 // taken gives the events of a path.
@@ -246,7 +215,7 @@ func (r *rig) one(path string) event.Event {
 // stats reads Envoy's counters and gauges.
 func (r *rig) stats(filter string) map[string]int64 {
 	r.t.Helper()
-	res, err := http.Get("http://" + r.admin + "/stats?filter=" + filter)
+	res, err := http.Get("http://" + r.envoy.Admin + "/stats?filter=" + filter)
 	if err != nil {
 		r.t.Fatal(err)
 	}

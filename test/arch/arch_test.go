@@ -60,6 +60,7 @@ var allowed = map[string][]string{
 	"test/kubetest":    anything,
 	"test/logtest":     {},
 	"test/envoytest":   anything,
+	"test/xdstest":     {"xds"},
 }
 
 type listed struct {

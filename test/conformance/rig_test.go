@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net"
 	"regexp"
 	"slices"
@@ -16,13 +15,13 @@ import (
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/mirror/lua"
 	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/test/envoytest"
+	"github.com/periscope-mesh/periscope/test/xdstest"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 )
@@ -132,7 +131,8 @@ func prepare(t testing.TB, tr transport, policyText string, listeners ...string)
 func (r *rig) start() {
 	r.t.Helper()
 	t := r.t
-	r.serve()
+	r.server, r.xdsAddr, _ = xdstest.Serve(t, "127.0.0.1:0")
+	r.push()
 	boot, err := gateway.Bootstrap(gateway.BootstrapConfig{Gateway: r.plan.Gateway, XDS: r.xdsAddr, Admin: "127.0.0.1:1"})
 	if err != nil {
 		t.Fatal(err)
@@ -165,26 +165,6 @@ func endpointOf(addr string) mirror.Endpoint {
 	host, port, _ := net.SplitHostPort(addr)
 	n, _ := strconv.Atoi(port)
 	return mirror.Endpoint{Host: host, Port: n}
-}
-
-// serve starts the control plane.
-func (r *rig) serve() {
-	r.t.Helper()
-	var err error
-	if r.server, err = xds.New(xds.Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()}); err != nil {
-		r.t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	g := xds.NewGRPCServer()
-	r.server.Register(g)
-	done := make(chan struct{})
-	go func() { defer close(done); _ = g.Serve(l) }()
-	r.t.Cleanup(func() { g.Stop(); <-done })
-	r.xdsAddr = l.Addr().String()
-	r.push()
 }
 
 // push serves what follows from config and plan now.

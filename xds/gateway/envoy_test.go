@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -31,7 +30,6 @@ import (
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/periscope-mesh/periscope/mirror"
@@ -41,6 +39,7 @@ import (
 	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/test/envoytest"
 	"github.com/periscope-mesh/periscope/test/logtest"
+	"github.com/periscope-mesh/periscope/test/xdstest"
 	"github.com/periscope-mesh/periscope/xds"
 )
 
@@ -109,28 +108,13 @@ func newRig(t *testing.T) *rig {
 	r.client = &http.Client{Transport: transport, Timeout: 10 * time.Second}
 
 	r.serve(envoytest.FreeAddr(t))
-	t.Cleanup(func() { r.stopServing() })
 	return r
 }
 
 // serve starts a control plane, which knows nothing of an earlier one.
 func (r *rig) serve(address string) {
 	r.t.Helper()
-	var err error
-	r.server, err = xds.New(xds.Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	g := xds.NewGRPCServer()
-	r.server.Register(g)
-	done := make(chan struct{})
-	go func() { defer close(done); _ = g.Serve(l) }()
-	r.stopServing = func() { g.Stop(); <-done }
-	r.xdsAddr = l.Addr().String()
+	r.server, r.xdsAddr, r.stopServing = xdstest.Serve(r.t, address)
 }
 
 // push serves what follows from config and plan now.
