@@ -151,16 +151,6 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 	n.closers = append(n.closers, n.store.Close)
-	// [2]
-	if cfg.insecureListen != "" {
-		n.listener, err = ingest.Listen(ctx, cfg.insecureListen, true)
-	} else {
-		n.listener, err = ingest.Listen(ctx, cfg.listen, false)
-	}
-	if err != nil {
-		return nil, err
-	}
-	n.closers = append(n.closers, n.listener.Close)
 	// [3]
 	n.writer, err = store.NewWriter(store.WriterConfig{Store: n.store, Logger: cfg.logger, Registerer: n.registry})
 	if err != nil {
@@ -199,6 +189,17 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 	n.analysis = newAnalysis(analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
+	// [2] Late: who connects before that is served waits, and gateways would
+	// fill up what they may have under way.
+	if cfg.insecureListen != "" {
+		n.listener, err = ingest.Listen(ctx, cfg.insecureListen, true)
+	} else {
+		n.listener, err = ingest.Listen(ctx, cfg.listen, false)
+	}
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, n.listener.Close)
 	// [8]
 	if err := localweb.RequireLoopback("--node-admin", cfg.admin); err != nil {
 		return nil, err
