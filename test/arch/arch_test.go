@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"mirror/lua":       {},
 	"mirror/event":     {},
 	"mirror/mask":      {"policy"},
+	"mirror/load":      {},
 	"mirror/topology":  {"mirror", "policy"},
 	"mirror/rollout":   {},
 	"xds":              {"mirror"},

@@ -1,0 +1,56 @@
+// Package load is what an analysis node tells of its load, and of the demand at
+// gateways as far as it heard of it: the one feedback from nodes to the control
+// plane. It is pure; anybody may import it, and it imports nothing of ours.
+package load
+
+import "time"
+
+// Report is the state of one node at one time. Counters grow from the node's
+// start on; a new Epoch starts them anew.
+type Report struct {
+	Node   string        // its name
+	Epoch  uint64        // random, made at the node's start
+	Uptime time.Duration // by the node's monotonic clock: what lies between two reports
+
+	// Delays: how long what arrives now waits, at three places. The worst counts.
+	Kernel time.Duration // oldest bytes in a socket of the node's, not yet read
+	Queue  time.Duration // exchanges between reading and analysis
+	Lag    time.Duration // from a batch's sending to its reading, beyond the least seen of late: clocks may disagree
+
+	Utilization float64 // of the CPU time that the node may use, 0 to 1; above 1: counted too low
+	Capacity    float64 // exchanges a second, the node's own estimate; 0: none yet
+
+	Analysed  uint64 // exchanges
+	Priority  uint64 // of those that arrived, the ones of a priority class
+	Discarded uint64 // routine exchanges, by the node's guard
+	Overflown uint64 // exchanges that found the node's queue full
+
+	Sockets Sockets
+	Demands []Demand
+}
+
+// Delay is the worst of the three.
+func (r *Report) Delay() time.Duration { return max(r.Kernel, r.Queue, r.Lag) }
+
+// Sockets sums up the node's sockets for mirrored traffic.
+type Sockets struct {
+	Backend     string // who counts: "ebpf", "ebpf-pinned", "inet_diag", "siocinq"
+	Connections int
+	Bytes       int64 // received, not yet read
+	Backlog     int   // connections that wait to be accepted
+	BacklogMax  int
+	ZeroWindows uint64 // times that a full socket stopped its peer, cumulative
+	Drops       uint64 // segments or connections dropped for want of room, cumulative
+	Retransmits uint64 // segments sent again, cumulative
+}
+
+// Demand is what a gateway's worker has counted for one policy by now, mirrored
+// or not. Several nodes hear of one worker: the highest count is the newest.
+type Demand struct {
+	Gateway  string // "namespace/pod", or what the gateway calls itself
+	VM       string // the worker's plugin, as in mirror/event.Batch
+	Policy   string // "namespace/name"
+	Eligible uint64 // exchanges that the policy wants, before sampling
+	Priority uint64 // of those, the ones of a priority class, which sampling spares
+	Mirrored uint64 // exchanges put into batches
+}
