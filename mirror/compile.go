@@ -189,6 +189,7 @@ func settings(p *policy.MirrorPolicy, g Gateway, revision string) Settings {
 		Match:     p.Spec.Match,
 		Exclude:   p.Spec.Exclude,
 		Always:    p.Spec.Sampling.Always,
+		Session:   p.Spec.Sampling.Session,
 		Request:   p.Spec.Body.Request,
 		Response:  p.Spec.Body.Response,
 		Mask:      p.Spec.Mask,

@@ -1,6 +1,7 @@
 package mirror_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -217,9 +218,10 @@ func TestPolicyRevision(t *testing.T) {
 
 func TestEncode(t *testing.T) {
 	s := mirror.Settings{
-		Gateway: "ns/gw", PolicyID: "ns/p", PolicyRev: "r", ShareRev: "s", SharePPM: 250_000, Mode: policy.ModeMonitor,
+		Gateway: "ns/gw", PolicyID: "ns/p", PolicyRev: "r", SharePPM: 250_000, Mode: policy.ModeMonitor,
 		Match:    []policy.Match{{Hosts: []string{"*.shop.example", "a.example"}, Paths: []policy.PathMatch{{Type: policy.PathPrefix, Value: "/api"}, {Type: policy.PathExact, Value: "/a\tb%\nc é"}}}, {}},
 		Always:   []policy.Class{policy.ClassSuspicious},
+		Session:  policy.Session{Cookie: "SID"},
 		Request:  policy.BodyLimit{MaxBytes: 65536, ContentTypes: []string{"*/*"}},
 		Response: policy.BodyLimit{MaxBytes: 0},
 		Mask: policy.Mask{
@@ -228,7 +230,7 @@ func TestEncode(t *testing.T) {
 		},
 	}
 	want := strings.Join([]string{
-		"gateway\tns/gw", "policy\tns/p", "rev\tr", "share_rev\ts", "mode\tMonitor", "ppm\t250000",
+		"gateway\tns/gw", "policy\tns/p", "rev\tr", "mode\tMonitor", "ppm\t250000", "session\tcookie\tSID",
 		"match\tw.shop.example\tha.example\tp/api\te/a%09b%25%0Ac%20%C3%A9", "match",
 		"always\tSuspicious", "request\t65536", "request_types\t*/*", "response\t0", "mask_headers\tx-key", "mask_cookies\tsession",
 		"mask_query\taccess_token\tschl%C3%BCssel", "mask_form\tpassword", "mask_json\tpassword\tlist", "detect_cards", "",
@@ -248,7 +250,7 @@ func TestEncodeCluster(t *testing.T) {
 // The statement is one line of printable ASCII, whatever the settings hold.
 func TestEncodeLua(t *testing.T) {
 	s := mirror.Settings{Gateway: `a"]]\b`, PolicyID: "é\x00", Mode: policy.ModeMonitor}
-	want := `embedded = "gateway\009a\034]]\092b\010policy\009%C3%A9%00\010rev\009\010share_rev\009\010mode\009Monitor\010ppm\0090\010request\0090\010response\0090\010"` + "\n"
+	want := `embedded = "gateway\009a\034]]\092b\010policy\009%C3%A9%00\010rev\009\010mode\009Monitor\010ppm\0090\010request\0090\010response\0090\010"` + "\n"
 	if d := cmp.Diff(want, s.EncodeLua()); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
@@ -265,5 +267,31 @@ func BenchmarkCompile(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		mirror.Compile(policies, mirror.Topology{Gateways: gateways, Nodes: nodes})
+	}
+}
+
+func TestEncodeShares(t *testing.T) {
+	var none *mirror.Shares
+	s := &mirror.Shares{Revision: "7", Default: []int{1_000_000, 50_000}, Pods: map[string][]int{"b": {2000}, "a": {300_000, 1_000_000}}}
+	if got, want := s.Encode(), "*\t1000000\t50000\na\t300000\t1000000\nb\t2000\n"; got != want || none.Encode() != "" {
+		t.Errorf("encoded %q and %q", got, none.Encode())
+	}
+	for _, tt := range []struct {
+		pod         string
+		place, want int
+	}{{"a", 0, 300_000}, {"b", 0, 2000}, {"b", 1, mirror.Everything}, {"c", 1, 50_000}, {"c", 2, mirror.Everything}} {
+		if got := s.At(tt.pod, tt.place); got != tt.want {
+			t.Errorf("%s, policy %d: %d, want %d", tt.pod, tt.place, got, tt.want)
+		}
+	}
+	if none.At("a", 0) != mirror.Everything {
+		t.Error("without shares, a share")
+	}
+	many := &mirror.Shares{Pods: map[string][]int{}}
+	for i := range 300 {
+		many.Pods[fmt.Sprintf("pod-%03d", i)] = []int{i}
+	}
+	if got := strings.Count(many.Encode(), "\n"); got != mirror.MaxSharePods {
+		t.Errorf("%d lines", got)
 	}
 }

@@ -288,15 +288,15 @@ func TestSharesKeepRevisions(t *testing.T) {
 
 func TestEncodeSeveral(t *testing.T) {
 	s := mirror.Settings{
-		Gateway: "ns/gw", PolicyID: "a/p", PolicyRev: "1", ShareRev: "s", Cluster: "c", Mode: policy.ModeMonitor,
+		Gateway: "ns/gw", PolicyID: "a/p", PolicyRev: "1", Cluster: "c", Mode: policy.ModeMonitor,
 		Hosts: []string{"*", "*.a.example", "b.example"}, Except: []string{"x.a.example", "*.y.a.example"},
 		Next: []mirror.Settings{{PolicyID: "b/p", PolicyRev: "2", Mode: policy.ModeOff, Match: []policy.Match{{}}}},
 	}
 	want := strings.Join([]string{
-		"gateway\tns/gw", "policy\ta/p", "rev\t1", "share_rev\ts", "cluster\tc", "mode\tMonitor", "ppm\t0",
+		"gateway\tns/gw", "policy\ta/p", "rev\t1", "cluster\tc", "mode\tMonitor", "ppm\t0",
 		"hosts\th*\tw.a.example\thb.example", "except\thx.a.example\tw.y.a.example", "request\t0", "response\t0",
 		"",
-		"gateway\tns/gw", "policy\tb/p", "rev\t2", "share_rev\ts", "cluster\tc", "mode\tOff", "ppm\t0", "match", "request\t0", "response\t0", "",
+		"gateway\tns/gw", "policy\tb/p", "rev\t2", "cluster\tc", "mode\tOff", "ppm\t0", "match", "request\t0", "response\t0", "",
 	}, "\n")
 	if d := cmp.Diff(want, s.Encode()); d != "" {
 		t.Errorf("-want +got\n%s", d)

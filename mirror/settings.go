@@ -16,10 +16,12 @@ type Settings struct {
 	Gateway   string // the gateway's id, which the plugin puts into batches
 	PolicyID  string
 	PolicyRev string // the governing policy's own revision, see NodePolicy
-	ShareRev  string
 	Cluster   string // that mirrored traffic goes to; empty: periscope_mirror
-	SharePPM  int    // sampling probability in parts per million
-	Mode      policy.Mode
+	SharePPM  int    // sampling probability in parts per million: the policy's, load control's ceiling
+	// Session is what tells the sessions that sampling keeps or leaves out as a
+	// whole.
+	Session policy.Session `json:",omitzero"`
+	Mode    policy.Mode
 	// Transport is ExtProc, or empty for Lua; the same for all policies of a
 	// gateway. The plugin isn't told: with ExtProc there is none.
 	Transport policy.Transport `json:",omitempty"`
@@ -35,22 +37,25 @@ type Settings struct {
 	Mask     policy.Mask
 	// Next are the settings of the gateway's other policies by precedence. The
 	// first that Hosts, Except and Match hold for governs an exchange; whether it
-	// is mirrored is then that one's to say. Gateway, ShareRev and Cluster are the
-	// same for all.
+	// is mirrored is then that one's to say. Gateway and Cluster are the same for
+	// all.
 	Next []Settings `json:",omitempty"`
+	// Shares are load control's, for all policies; nil: none. They are no part of
+	// the settings' revision.
+	Shares *Shares `json:"-"`
 }
 
 // Everything is a share: all exchanges, in parts per million.
 const Everything = 1_000_000
 
 // StreamPPM is the share of exchanges that a gateway sends nodes by ext_proc,
-// in parts per million: what the policy that wants most of them wants. Nodes
-// leave out what is too much for another.
+// in parts per million: what the policy that wants most of them wants, or load
+// control leaves it by default. Nodes leave out what is too much for another.
 func (s Settings) StreamPPM() int {
 	most := 0
-	for _, p := range append([]Settings{s}, s.Next...) {
+	for i, p := range append([]Settings{s}, s.Next...) {
 		if p.Mode == policy.ModeMonitor {
-			most = max(most, p.SharePPM)
+			most = max(most, min(p.SharePPM, s.Shares.At("", i)))
 		}
 	}
 	return most
@@ -67,9 +72,9 @@ func (s Settings) Copies() bool {
 // fields separated by tabs, bytes outside printable ASCII and % as %XX; an empty
 // line between policies.
 //
-//	gateway ns/name          policy ns/name       rev R          share_rev R
+//	gateway ns/name          policy ns/name       rev R          cluster NAME
 //	ppm N                    mode Off|Monitor     request N      response N
-//	cluster NAME
+//	session cookie|header NAME
 //	hosts   (h|w)VALUE…      except (h|w)VALUE…
 //	match   (h|w|e|p)VALUE…  one record an entry: host, wildcard host's suffix,
 //	exclude (h|w|e|p)VALUE…  exact path, path prefix without a slash at its end
@@ -81,7 +86,7 @@ func (s Settings) Encode() string {
 	s.encode(&b)
 	for _, next := range s.Next {
 		b.WriteByte('\n')
-		next.Gateway, next.ShareRev, next.Cluster = s.Gateway, s.ShareRev, s.Cluster
+		next.Gateway, next.Cluster = s.Gateway, s.Cluster
 		next.encode(&b)
 	}
 	return b.String()
@@ -96,12 +101,16 @@ func (s Settings) encode(b *strings.Builder) {
 	record(b, "gateway", s.Gateway)
 	record(b, "policy", s.PolicyID)
 	record(b, "rev", s.PolicyRev)
-	record(b, "share_rev", s.ShareRev)
 	if s.Cluster != "" {
 		record(b, "cluster", s.Cluster)
 	}
 	record(b, "mode", string(s.Mode))
 	record(b, "ppm", strconv.Itoa(s.SharePPM))
+	if s.Session.Cookie != "" {
+		record(b, "session", "cookie", s.Session.Cookie)
+	} else if s.Session.Header != "" {
+		record(b, "session", "header", s.Session.Header)
+	}
 	record(b, "hosts", hostFields(s.Hosts)...)
 	record(b, "except", hostFields(s.Except)...)
 	for _, m := range s.Match {

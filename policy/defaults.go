@@ -53,6 +53,7 @@ func (p *MirrorPolicy) normalize() {
 			list[i] = lowerASCII(list[i])
 		}
 	}
+	p.Spec.Sampling.Session.Header = lowerASCII(p.Spec.Sampling.Session.Header)
 	lower(p.Spec.Mask.Headers)
 	lower(p.Spec.Mask.Cookies)
 	lower(p.Spec.Mask.QueryParameters)

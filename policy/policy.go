@@ -110,6 +110,16 @@ type Sampling struct {
 	Percent  float64  `yaml:"percent" json:"percent"`   // 0 to 100, default 100
 	Adaptive Adaptive `yaml:"adaptive" json:"adaptive"` // how far load control may lower it
 	Always   []Class  `yaml:"always" json:"always,omitempty"`
+	Session  Session  `yaml:"session" json:"session,omitzero"`
+}
+
+// Session is where requests name the session that they are part of: the
+// exchanges of a session are mirrored or left out together. At most one is set.
+// Without any, and for requests that don't name one, a trace (W3C Trace Context)
+// counts as the session, and else each exchange stands for itself.
+type Session struct {
+	Cookie string `yaml:"cookie" json:"cookie,omitempty"` // case-sensitive
+	Header string `yaml:"header" json:"header,omitempty"` // lower case
 }
 
 // Adaptive bounds load control.

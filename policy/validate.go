@@ -81,6 +81,10 @@ func (s *Spec) check(c *checker) {
 		c.add("spec.sampling.always", "is not possible with transport ExtProc: there Envoy samples, before anybody has seen the exchange",
 			"remove it, or write transport: "+string(TransportLua))
 	}
+	if s.Transport == TransportExtProc && s.Sampling.Session != (Session{}) {
+		c.add("spec.sampling.session", "is not possible with transport ExtProc: there Envoy samples, exchange by exchange",
+			"remove it, or write transport: "+string(TransportLua))
+	}
 	c.body("spec.body.request", s.Body.Request)
 	c.body("spec.body.response", s.Body.Response)
 	s.Mask.check(c)
@@ -147,6 +151,20 @@ func (s *Sampling) check(c *checker) {
 		c.add("spec.sampling.adaptive.minPercent", fmt.Sprintf("must be between 0 and %s, got %s", name, number(least)), "set a percentage such as 5")
 	}
 	allOf(c, "spec.sampling.always", s.Always, ClassNewEndpoint, ClassAuthentication, ClassSuspicious)
+	s.Session.check(c)
+}
+
+func (s *Session) check(c *checker) {
+	const path = "spec.sampling.session"
+	if s.Cookie != "" && s.Header != "" {
+		c.add(path, "has a cookie and a header", "keep one of the two")
+	}
+	if s.Cookie != "" && (len(s.Cookie) > maxNameBytes || !headerForm.MatchString(lowerASCII(s.Cookie))) {
+		c.add(path+".cookie", "must be a cookie's name, got "+quote(s.Cookie), "write it as JSESSIONID")
+	}
+	if s.Header != "" && (len(s.Header) > maxNameBytes || !headerForm.MatchString(s.Header)) {
+		c.add(path+".header", "must be an HTTP header's name, got "+quote(s.Header), "write it as x-session-id")
+	}
 }
 
 func (m *Mask) check(c *checker) {

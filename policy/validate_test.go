@@ -31,13 +31,18 @@ func TestValidate(t *testing.T) {
 			p.Spec.Mask.Cookies = make([]string, 65)
 			p.Spec.Mask.FormFields = make([]string, 65)
 		}, []string{"spec.mask.cookies", "spec.mask.formFields"}},
-		"type in capitals": {func(p *MirrorPolicy) { p.Spec.Body.Request.ContentTypes = []string{"Text/HTML"} }, []string{"spec.body.request.contentTypes[0]"}},
-		"long name":        {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 126) + "a" }, nil},
-		"too long name":    {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 127) + "a" }, []string{"metadata.name"}},
-		"too many":         {func(p *MirrorPolicy) { p.Spec.Match = make([]Match, 65); p.Spec.Sampling.Always = make([]Class, 100) }, []string{"spec.match", "spec.sampling.always"}},
-		"empty label":      {func(p *MirrorPolicy) { p.Spec.Selector = &Selector{MatchLabels: map[string]string{"": "x"}} }, []string{"spec.selector.matchLabels"}},
-		"istio gateway":    {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{GroupIstio, KindGateway, "public"}} }, nil},
-		"no group":         {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{"", "", "public"}} }, []string{"spec.targetRefs[0].group", "spec.targetRefs[0].kind"}},
+		"session":             {func(p *MirrorPolicy) { p.Spec.Sampling.Session.Cookie = "JSESSIONID" }, nil},
+		"two sessions":        {func(p *MirrorPolicy) { p.Spec.Sampling.Session = Session{Cookie: "a", Header: "b"} }, []string{"spec.sampling.session"}},
+		"no cookie's name":    {func(p *MirrorPolicy) { p.Spec.Sampling.Session.Cookie = "a=b" }, []string{"spec.sampling.session.cookie"}},
+		"session in capitals": {func(p *MirrorPolicy) { p.Spec.Sampling.Session.Header = "X-Session" }, []string{"spec.sampling.session.header"}},
+		"session by ext_proc": {func(p *MirrorPolicy) { p.Spec.Transport = TransportExtProc; p.Spec.Sampling.Session.Cookie = "a" }, []string{"spec.sampling.session"}},
+		"type in capitals":    {func(p *MirrorPolicy) { p.Spec.Body.Request.ContentTypes = []string{"Text/HTML"} }, []string{"spec.body.request.contentTypes[0]"}},
+		"long name":           {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 126) + "a" }, nil},
+		"too long name":       {func(p *MirrorPolicy) { p.Metadata.Name = strings.Repeat("a.", 127) + "a" }, []string{"metadata.name"}},
+		"too many":            {func(p *MirrorPolicy) { p.Spec.Match = make([]Match, 65); p.Spec.Sampling.Always = make([]Class, 100) }, []string{"spec.match", "spec.sampling.always"}},
+		"empty label":         {func(p *MirrorPolicy) { p.Spec.Selector = &Selector{MatchLabels: map[string]string{"": "x"}} }, []string{"spec.selector.matchLabels"}},
+		"istio gateway":       {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{GroupIstio, KindGateway, "public"}} }, nil},
+		"no group":            {func(p *MirrorPolicy) { p.Spec.TargetRefs = []TargetRef{{"", "", "public"}} }, []string{"spec.targetRefs[0].group", "spec.targetRefs[0].kind"}},
 		"whole collection": {func(p *MirrorPolicy) {
 			p.Spec.Detection.Exclusions = []Exclusion{{942100, "REQUEST_COOKIES"}, {920100, ""}, {942100, "ARGS:json.items[0].q"}}
 		}, nil},

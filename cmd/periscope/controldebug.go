@@ -111,7 +111,7 @@ func nodeRevision(r xds.Resource) string {
 func (c *control) shares() []debug.Share {
 	var out []debug.Share
 	for _, g := range c.current().plan.Gateways {
-		share := debug.Share{Gateway: g.Gateway.ID(), Revision: g.Settings.ShareRev, Carrier: "settings filter, by our ADS", Resource: gateway.SettingsFilter}
+		share := debug.Share{Gateway: g.Gateway.ID(), Carrier: "settings filter, by our ADS", Resource: gateway.SettingsFilter}
 		if g.Settings.Transport == policy.TransportExtProc {
 			share.Carrier, share.Resource = "sampling filter around ext_proc, by our ADS", gateway.PluginFilter
 		}

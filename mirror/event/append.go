@@ -4,9 +4,10 @@ import "github.com/tinylib/msgp/msgp"
 
 // AppendHeader appends a batch's header to b, as the plugin writes it.
 func AppendHeader(b []byte, h *Header) []byte {
-	b = msgp.AppendMapHeader(b, 9)
+	b = msgp.AppendMapHeader(b, 10)
 	b = msgp.AppendUint64(msgp.AppendString(b, "v"), h.Version)
 	b = appendText(b, "gateway", h.Gateway)
+	b = appendText(b, "pod", h.Pod)
 	b = appendText(b, "vm", h.VM)
 	b = appendText(b, "plugin", h.Plugin)
 	b = appendText(b, "policy_rev", h.PolicyRev)

@@ -164,6 +164,8 @@ func (h *Header) decode(b []byte) ([]byte, error) {
 			}
 		case "gateway":
 			h.Gateway = r.word(key)
+		case "pod":
+			h.Pod = r.word(key)
 		case "vm":
 			h.VM = r.word(key)
 		case "plugin":

@@ -30,10 +30,11 @@ func Versions() []int { return []int{Version - 1, Version} }
 type Header struct {
 	Version   uint64            // (v) contract version
 	Gateway   string            // (gateway) the gateway's claim; ingest replaces it with the authenticated identity
+	Pod       string            // (pod) the gateway's pod by its own word; empty: it doesn't know
 	VM        string            // (vm) random id of the Lua VM; seq and counters are cumulative per VM
 	Plugin    string            // (plugin) build of the plugin, "version+digest"
 	PolicyRev string            // (policy_rev) policy revision the events were made under
-	ShareRev  string            // (share_rev) share revision
+	ShareRev  string            // (share_rev) of load control's shares, see mirror.Shares; empty: there were none
 	Seq       uint64            // (seq) 1, 2, 3 … per VM; a gap is lost batches
 	SentUS    uint64            // (sent_us) gateway clock, µs since the epoch
 	Counters  map[string]uint64 // (counters) see the Counter constants; unknown names are kept

@@ -17,7 +17,7 @@ import (
 func header() *event.Header {
 	return &event.Header{
 		Version: event.Version, Gateway: "istio-ingress/public", VM: "00112233445566ff", Plugin: "0.1.0",
-		PolicyRev: "abc", ShareRev: "1", Seq: 7, SentUS: 1_790_000_000_000_000,
+		Pod: "gw-0", PolicyRev: "abc", ShareRev: "1", Seq: 7, SentUS: 1_790_000_000_000_000,
 		Counters: map[string]uint64{event.CounterSeen: 12, event.CounterMirrored: 3},
 	}
 }

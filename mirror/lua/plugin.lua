@@ -17,7 +17,7 @@ collectgarbage("setpause", 300)
 
 local buffer = require("string.buffer")
 local bit = require("bit")
-local band, rshift, bor = bit.band, bit.rshift, bit.bor
+local band, bor, bxor, rshift, rol, tobit = bit.band, bit.bor, bit.bxor, bit.rshift, bit.rol, bit.tobit
 local char, byte, sub, find, gsub, lower = string.char, string.byte, string.sub, string.find, string.gsub, string.lower
 local floor, random = math.floor, math.random
 
@@ -476,6 +476,7 @@ local function random_id()
   return string.format("%08x%08x", os.time() % 4294967296, tonumber(sub(tostring({}), 8)) % 4294967296)
 end
 local VM = random_id()
+local POD = os.getenv("POD_NAME") or os.getenv("HOSTNAME") or "" -- Istio sets the first, Kubernetes the second
 math.randomseed(tonumber(sub(VM, 1, 8), 16))
 -- Exchanges' ids in Envoy's access log are unique among a gateway's VMs.
 local FIRST_ID = tonumber(sub(VM, 1, 5), 16) * 4294967296
@@ -517,9 +518,9 @@ local function parse_settings(text)
     if k == "gateway" then s.gateway = v
     elseif k == "policy" then s.policy = v
     elseif k == "rev" then s.rev = v
-    elseif k == "share_rev" then s.share_rev = v
     elseif k == "cluster" then s.cluster = v
     elseif k == "ppm" then s.ppm = tonumber(v) or 0
+    elseif k == "session" then s.session, s.session_name = v, f[3]
     elseif k == "mode" then s.on = v == "Monitor"
     elseif k == "hosts" then s.within = parse_match(f)
     elseif k == "except" then s.except = parse_match(f)
@@ -540,13 +541,31 @@ local function parse_settings(text)
   s.qtypes = s.qtypes or parse_types({})
   s.rtypes = s.rtypes or parse_types({})
   s.mask = header_masks(s)
-  -- What every event of this revision begins with, sampled or of a class that
-  -- sampling spares; and every batch's header.
-  s.prefix = pair("p", s.policy or "") .. key("s") .. uint(s.ppm) .. key("t")
+  -- What every event of a class that sampling spares begins with.
   s.spared = pair("p", s.policy or "") .. key("s") .. uint(1000000) .. key("t")
-  s.header = "\137" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
-    .. pair("policy_rev", s.rev or "") .. pair("share_rev", s.share_rev or "") .. key("seq")
+  s.salt = tonumber(sub(s.rev or "", 1, 8), 16) or 0
   return s
+end
+
+-- share sets the share of exchanges that load control leaves a policy, in parts
+-- per million and at most the policy's own: what every sampled event begins with
+-- until the next one, and every batch's header.
+local function share(s, ppm, rev)
+  s.share = ppm and ppm < s.ppm and ppm or s.ppm
+  s.prefix = pair("p", s.policy or "") .. key("s") .. uint(s.share) .. key("t")
+  s.header = "\138" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("pod", POD) .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
+    .. pair("policy_rev", s.rev or "") .. pair("share_rev", rev) .. key("seq")
+end
+
+-- parse_shares gives this pod's shares, or those of pods without any of their own.
+local function parse_shares(text)
+  local default
+  for line in string.gmatch(text, "[^\n]+") do
+    local list = {}
+    for field in string.gmatch(line, "[^\t]+") do list[#list + 1] = unescape(field) end
+    if list[1] == POD then return list elseif list[1] == "*" then default = list end
+  end
+  return default or {}
 end
 
 -- parse_sections gives the first policy's, and each one's next: an empty line
@@ -685,6 +704,56 @@ local function class_of(always, method, target)
   return nil
 end
 
+-- ------------------------------------------------------------------ sampling
+
+-- mix spreads a number of 32 bits over all 32 (rounds of 16-bit factors, whose
+-- products doubles hold).
+local function mix(x)
+  for _ = 1, 2 do
+    x = tobit((x % 4294967296) * 0xB55B)
+    x = tobit((bxor(x, rshift(x, 15)) % 4294967296) * 0xD36D)
+    x = bxor(x, rshift(x, 16))
+  end
+  return x
+end
+
+local function hash(v, salt)
+  local x = salt
+  for i = 1, #v < 64 and #v or 64, 4 do
+    local a, b, c, d = byte(v, i, i + 3)
+    x = bxor(bxor(x, rol(x, 7)), a + (b or 0) * 256 + (c or 0) * 65536 + (d or 0) * 16777216)
+    x = tobit((x % 4294967296) * 0x9E37)
+  end
+  return mix(x)
+end
+
+-- session_of gives what names the session that a request is part of.
+local function session_of(hs, s)
+  if s.session == "header" then return hs:get(s.session_name) end
+  local cookies = hs:get("cookie")
+  local i = 1
+  while cookies do
+    local from, to = find(cookies, s.session_name .. "=", i, true)
+    if not from then return end
+    if from == 1 or find(sub(cookies, from - 1, from - 1), "[;,%s]") then return string.match(cookies, "^[^;,]*", to + 1) end
+    i = to + 1
+  end
+end
+
+-- place_of gives a request's place among all, from 0 to 1: those below the share
+-- are copied, so that a lower share's are among a higher one's. Requests of one
+-- session, or of one trace (W3C Trace Context), are at one place, the same at every
+-- worker. Clients choose both, but don't know the salt.
+local function place_of(hs, s)
+  local v = s.session and session_of(hs, s)
+  if v and v ~= "" then return hash(v, s.salt) % 4294967296 / 4294967296 end
+  v = hs:get("traceparent")
+  local a, b = nil, nil
+  if v and #v >= 35 then a, b = tonumber(sub(v, 20, 27), 16), tonumber(sub(v, 28, 35), 16) end
+  if not b or not a then return random() end
+  return mix(bxor(mix(bxor(s.salt, tobit(a))), tobit(b))) % 4294967296 / 4294967296
+end
+
 -- ------------------------------------------------------------------ counters
 
 local count = { seen = 0, mirrored = 0, off = 0, excluded = 0, sampled_out = 0, evicted = 0, unfinished = 0, cut_bytes = 0, errors = 0, lost_batches = 0, lost_events = 0 }
@@ -765,6 +834,7 @@ end
 local settings              -- the revision in force, parsed: the strongest policy's, and by next the others'
 local settings_rev          -- its digest
 local settings_at, ticked_at = 0, 0 -- when it was looked at last, and what is due
+local shares_rev            -- of load control's shares
 local previous              -- the revision before: exchanges that began under it end under it
 local embedded              -- the settings' text, where the source's end sets it: for want of a filter that does
 local seq, told, told_at = 0, 0, 0 -- batches; of which count of exchanges seen, and when, the last one told
@@ -890,7 +960,7 @@ end
 
 local function new_exchange()
   if pooled == 0 then
-    return { n = 0, t = 0, th = 0, qend = false, s = false, class = false, src = "", peer = false, place = false, tls = false, tls_pairs = 0, flags = 0,
+    return { n = 0, t = 0, th = 0, qend = false, s = false, prefix = "", class = false, src = "", peer = false, place = false, tls = false, tls_pairs = 0, flags = 0,
       size = 0, head_bytes = 0, c = false, direct = "", method = "", grpc = false, q = message(), r = message() }
   end
   local p = pool[pooled]
@@ -983,7 +1053,7 @@ local function finish(h, p, now, held)
   close(p)
   local s, e, q, r, t, flags = p.s, ebuf, p.q, p.r, p.t, p.flags
   reset(e)
-  put(e, p.class and s.spared or s.prefix, start(t), K.n, uint(number), K.src, STR[#p.src] or str(#p.src), p.src, p.place,
+  put(e, p.prefix, start(t), K.n, uint(number), K.src, STR[#p.src] or str(#p.src), p.src, p.place,
     K.te, uint(now > t and (now - t) * 1000 or 0))
   local n = 11 -- p, s, t, n, src, dst, proto, route, te, f, qh
   if p.class then put(e, K.c, str(#p.class), p.class); n = n + 1 end
@@ -1085,7 +1155,19 @@ local function look(h, now)
       s.gone = true
       s = s.next
     end
-    previous, settings_rev, settings = settings, r, parsed
+    previous, settings_rev, settings, shares_rev = settings, r, parsed, nil
+  end
+  local shares = md:get("periscope.share")
+  r = shares and shares.r or ""
+  if r ~= shares_rev then
+    local list, s, i = parse_shares(shares and shares.t or ""), settings, 1
+    while s do
+      if s.events > 0 then flush(h, s, now) end -- a batch is of one share
+      i = i + 1
+      share(s, tonumber(list[i]), r)
+      s = s.next
+    end
+    shares_rev = r
   end
   tick(h, now)
 end
@@ -1165,12 +1247,10 @@ local function begin(h)
     if not s.on then return skip(h, now, "off") end
   end
   local class
-  if s.ppm < 1000000 then
-    if s.always then
-      hs = hs or M.headers(h)
-      class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "")
-    end
-    if not class and random() * 1000000 >= s.ppm then return skip(h, now, "sampled_out") end
+  if s.share < 1000000 then
+    hs = hs or M.headers(h)
+    if s.always then class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "") end
+    if not class and place_of(hs, s) * 1000000 >= s.share then return skip(h, now, "sampled_out") end
   end
   if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then sweep(h, now) end
   hs = hs or M.headers(h)
@@ -1182,7 +1262,7 @@ local function begin(h)
   local fields, bytes, flags = encode_headers(hs, s, q.b)
   number = number + 1
   last_begin = now
-  p.n, p.t, p.s, p.class, p.src, p.flags, p.size, p.head_bytes, q.fields = number, now, s, class or false, src, flags, bytes + 2048, bytes, fields
+  p.n, p.t, p.s, p.prefix, p.class, p.src, p.flags, p.size, p.head_bytes, q.fields = number, now, s, class and s.spared or s.prefix, class or false, src, flags, bytes + 2048, bytes, fields
   p.place = constants(dst, proto, M.route(si) or "")
   if peer ~= src and peer ~= "" then p.peer = peer end
   local ssl = M.ssl(si)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -68,7 +69,7 @@ local TESTED = {
     end
     local function event(s, n)
       local p = new_exchange()
-      p.n, p.s, p.t, p.place, p.qend = n, s, 1, constants("", "", ""), 1
+      p.n, p.s, p.prefix, p.t, p.place, p.qend = n, s, s.prefix, 1, constants("", "", ""), 1
       p.q.fields = 2
       reset(p.q.b)
       put(p.q.b, "\161a\161b")
@@ -129,6 +130,29 @@ local TESTED = {
     end
     methods({ streamInfo = function() return si end, logWarn = function(_, text) said = text end })
     return tostring(M.route(si)) .. " " .. tostring(M.ssl(si)) .. " " .. said
+  end,
+  place = function(a) -- the settings; then pairs of a header's name and value
+    local hs = {}
+    for i = 2, #a, 2 do hs[a[i]] = a[i + 1] end
+    return tostring(place_of({ get = function(_, name) return hs[name] end }, parse_settings(a[1])))
+  end,
+  places = function(a) -- how many of so many sessions and of so many traces are in each tenth, and in 0.1 %
+    local s, list = parse_settings(a[1]), {}
+    for _, kind in ipairs({ "session", "trace" }) do
+      local tenths, few = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 0
+      for i = 1, tonumber(a[2]) do
+        local v = kind == "session" and { cookie = "a=b; SID=" .. i } or { traceparent = string.format("00-%032x-%016x-01", i, 7) }
+        local at = place_of({ get = function(_, name) return v[name] end }, s)
+        tenths[1 + floor(at * 10)] = tenths[1 + floor(at * 10)] + 1
+        if at < 0.001 then few = few + 1 end
+      end
+      list[#list + 1] = table.concat(tenths, " ") .. " " .. few
+    end
+    return table.concat(list, " ")
+  end,
+  shares = function(a) -- the text; gives this pod's list
+    POD = a[2]
+    return table.concat(parse_shares(a[1]), " ", 2)
   end,
   uint = function(a) return uint(tonumber(a[1])) end,
   class = function(a) return tostring(class_of({ [a[1]] = true }, "GET", a[2])) end,
@@ -199,6 +223,10 @@ func TestFunctions(t *testing.T) {
 		{"mask_cards", []string{"tel 0123 456 789"}, "tel 0123 456 789"},
 		{"methods", []string{"none"}, "here here "},
 		{"methods", []string{"routeName", "downstreamDirectRemoteAddress"}, "nil here periscope: this Envoy's Lua has no downstreamDirectRemoteAddress, routeName: events go without"},
+		{"shares", []string{"*\t1\t2\ngw-0\t3\t4\n", "gw-0"}, "3 4"},
+		{"shares", []string{"*\t1\t2\ngw-0\t3\t4\n", "gw-1"}, "1 2"},
+		{"shares", []string{"gw-0\t3\t4\n", "gw-1"}, ""},
+		{"shares", []string{"", "gw-1"}, ""},
 		{"class", []string{"Suspicious", "/etc/passwd"}, "Suspicious"},
 		{"class", []string{"Suspicious", "/a?q=%27"}, "Suspicious"},
 		{"class", []string{"Suspicious", "/a?q=1"}, "nil"},
@@ -213,6 +241,51 @@ func TestFunctions(t *testing.T) {
 	} {
 		if got := call(t, tc.name, tc.args...); got != tc.want {
 			t.Errorf("%s(%q)\n got %q\nwant %q", tc.name, tc.args, got, tc.want)
+		}
+	}
+}
+
+// Requests of a session, or of a trace, are at one place, whatever else they are;
+// sessions and traces are spread evenly.
+func TestPlace(t *testing.T) {
+	call := caller(t)
+	sid := mirror.Settings{PolicyRev: "0123456789ab", Session: policy.Session{Cookie: "SID"}}.Encode()
+	header := mirror.Settings{PolicyRev: "0123456789ab", Session: policy.Session{Header: "x-session"}}.Encode()
+	plain := mirror.Settings{PolicyRev: "0123456789ab"}.Encode()
+	other := mirror.Settings{PolicyRev: "1123456789ab"}.Encode()
+	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	of := func(settings string, headers ...string) string {
+		return call(t, "place", append([]string{settings}, headers...)...)
+	}
+	a := of(sid, "cookie", "SID=abc")
+	for _, same := range [][]string{
+		{sid, "cookie", "a=b; SID=abc"}, {sid, "cookie", "a=b,SID=abc; c=d"}, {sid, "cookie", "XSID=no; SID=abc", "traceparent", trace}, {header, "x-session", "abc"},
+	} {
+		if got := of(same[0], same[1:]...); got != a {
+			t.Errorf("%q is at %s, not %s", same[1:], got, a)
+		}
+	}
+	b := of(plain, "traceparent", trace)
+	for _, same := range [][]string{
+		{plain, "traceparent", trace[:len(trace)-18] + "ffffffffffffffff-00"}, {sid, "traceparent", trace}, {sid, "traceparent", trace, "cookie", "XSID=a; SID="},
+	} {
+		if got := of(same[0], same[1:]...); got != b {
+			t.Errorf("%q is at %s, not %s", same[1:], got, b)
+		}
+	}
+	for _, another := range []string{
+		of(sid, "cookie", "SID=abd"), of(other, "traceparent", trace), of(plain, "traceparent", "00-x"), of(plain, "traceparent", strings.Repeat("z", 55)), of(plain), of(plain),
+	} {
+		if v, err := strconv.ParseFloat(another, 64); err != nil || v < 0 || v >= 1 || another == a || another == b {
+			t.Errorf("at %s", another)
+		}
+	}
+	counts := strings.Fields(call(t, "places", sid, "20000"))
+	for i, text := range counts {
+		n, _ := strconv.Atoi(text)
+		if low, high := 1800, 2200; i%11 < 10 && (n < low || n > high) || i%11 == 10 && (n < 5 || n > 45) {
+			t.Errorf("not spread evenly: %v", counts)
+			break
 		}
 	}
 }

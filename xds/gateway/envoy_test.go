@@ -530,49 +530,158 @@ func TestEnvoyMirrorCluster(t *testing.T) {
 	r.mustGet("http://" + r.http + "/none")
 }
 
+// startNode takes what the gateway copies, and gives events by path.
+func startNode(t *testing.T) (of func(path string) (event.Event, bool), port int) {
+	ring := ingest.NewRing(1024, 1<<20)
+	batches, err := ingest.New(ingest.Config{Ring: ring, Authenticator: ingest.Trusting{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := httptest.NewUnstartedServer(batches)
+	node.Config.Protocols = new(http.Protocols)
+	node.Config.Protocols.SetUnencryptedHTTP2(true)
+	node.Start()
+	t.Cleanup(node.Close)
+	var mu sync.Mutex
+	copied := map[string]event.Event{} // by path
+	go func() {
+		for {
+			x, ok := ring.Pop(t.Context())
+			if !ok {
+				return
+			}
+			mu.Lock()
+			for _, f := range x.Event.Request.Headers {
+				if string(f.Name) == ":path" {
+					copied[string(f.Value)] = *x.Event
+				}
+			}
+			mu.Unlock()
+			x.Done()
+		}
+	}()
+	return func(path string) (event.Event, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		e, ok := copied[path]
+		return e, ok
+	}, node.Listener.Addr().(*net.TCPAddr).Port
+}
+
+func is(of func(string) (event.Event, bool), path string) bool {
+	_, ok := of(path)
+	return ok
+}
+
+// TestEnvoyShares: load control's share moves without a listener, a connection or
+// the plugin's Lua machine noticing; what a lower share leaves of sessions are
+// among a higher one's, and each whole.
+func TestEnvoyShares(t *testing.T) {
+	t.Parallel()
+	eachProtocol(t, func(t *testing.T, protocol string) {
+		of, port := startNode(t)
+		r := newRig(t)
+		r.config.Plugin = lua.Embedded().Code
+		r.plan.Endpoints = []mirror.Endpoint{{Host: "127.0.0.1", Port: port}}
+		s := &r.plan.Settings
+		s.PolicyID, s.PolicyRev = "default/default", "0123456789ab"
+		s.Session = policy.Session{Header: "x-session"}
+		s.Always = []policy.Class{policy.ClassAuthentication}
+		r.start(protocol)
+		r.awaitTraffic()
+		client := &http.Client{Transport: &http.Transport{}}
+		defer client.CloseIdleConnections()
+		n := 0
+		share := func(ppm int) (sessions map[int]bool) {
+			t.Helper()
+			s.Shares = &mirror.Shares{Revision: strconv.Itoa(ppm), Default: []int{ppm}, Pods: map[string][]int{"elsewhere": {1}}}
+			r.push()
+			r.until("the share is in force", func() bool {
+				n++
+				path := fmt.Sprintf("/login/%d", n) // spared
+				get := func(path string) {
+					if a := r.mustGet("http://" + r.http + path); n > 1 && !a.reused {
+						t.Error("a connection was closed")
+					}
+				}
+				get(path)
+				sampled := fmt.Sprintf("/sampled/%d", n)
+				for i := range 40 {
+					get(fmt.Sprint(sampled, "/", i))
+				}
+				r.until("the one that is spared is copied", func() bool { return is(of, path) })
+				e, _ := of(path)
+				if e.SharePPM != mirror.Everything || e.Class != string(policy.ClassAuthentication) && ppm < mirror.Everything {
+					return false
+				}
+				for i := range 40 {
+					if e, ok := of(fmt.Sprint(sampled, "/", i)); ok {
+						return e.SharePPM == uint64(ppm)
+					}
+				}
+				return false
+			})
+			const of1 = 120
+			n++
+			for i := range of1 {
+				for _, part := range []string{"a", "b"} {
+					req, _ := http.NewRequest("GET", fmt.Sprintf("http://%s/part/%d/%d/%s", r.http, n, i, part), nil)
+					req.Header.Set("x-session", fmt.Sprint("s", i))
+					res, err := client.Do(req)
+					if err != nil {
+						t.Fatal(err)
+					}
+					_, _ = io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+				}
+			}
+			last := fmt.Sprintf("/login/end/%d", n)
+			r.mustGet("http://" + r.http + last)
+			r.until("the last one is copied", func() bool { return is(of, last) })
+			sessions = map[int]bool{}
+			for i := range of1 {
+				a, b := is(of, fmt.Sprintf("/part/%d/%d/a", n, i)), is(of, fmt.Sprintf("/part/%d/%d/b", n, i))
+				if a != b {
+					t.Errorf("half of session %d is copied", i)
+				}
+				if a {
+					sessions[i] = true
+				}
+			}
+			return sessions
+		}
+		all := share(mirror.Everything)
+		before := r.stats()
+		half, tenth := share(500_000), share(100_000)
+		if len(all) != 120 || len(half) < 35 || len(half) > 85 || len(tenth) < 1 || len(tenth) > 30 {
+			t.Errorf("of 120 sessions: %d, %d at a half, %d at a tenth", len(all), len(half), len(tenth))
+		}
+		for i := range tenth {
+			if !half[i] {
+				t.Errorf("session %d is copied at a tenth, and not at a half", i)
+			}
+		}
+		after := r.stats()
+		for name, v := range listenerStats(before) {
+			if after[name] != v {
+				t.Errorf("%s went from %d to %d", name, v, after[name])
+			}
+		}
+		if name := reloads + PluginFilter + ".config_reload"; after[name] != before[name] {
+			t.Errorf("%s went from %d to %d", name, before[name], after[name])
+		}
+	})
+}
+
 // TestEnvoyIdle: a gateway ceases to copy, and begins again, without a listener, a
 // connection or a user noticing. What was under way is copied to its end.
 func TestEnvoyIdle(t *testing.T) {
 	t.Parallel()
 	eachProtocol(t, func(t *testing.T, protocol string) {
-		ring := ingest.NewRing(1024, 1<<20)
-		batches, err := ingest.New(ingest.Config{Ring: ring, Authenticator: ingest.Trusting{}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		node := httptest.NewUnstartedServer(batches)
-		node.Config.Protocols = new(http.Protocols)
-		node.Config.Protocols.SetUnencryptedHTTP2(true)
-		node.Start()
-		defer node.Close()
-		var mu sync.Mutex
-		copied := map[string]event.Event{} // by path
-		go func() {
-			for {
-				x, ok := ring.Pop(t.Context())
-				if !ok {
-					return
-				}
-				mu.Lock()
-				for _, f := range x.Event.Request.Headers {
-					if string(f.Name) == ":path" {
-						copied[string(f.Value)] = *x.Event
-					}
-				}
-				mu.Unlock()
-				x.Done()
-			}
-		}()
-		of := func(path string) (event.Event, bool) {
-			mu.Lock()
-			defer mu.Unlock()
-			e, ok := copied[path]
-			return e, ok
-		}
-
+		of, port := startNode(t)
 		r := newRig(t)
 		r.config.Plugin = lua.Embedded().Code
-		r.plan.Endpoints = []mirror.Endpoint{{Host: "127.0.0.1", Port: node.Listener.Addr().(*net.TCPAddr).Port}}
+		r.plan.Endpoints = []mirror.Endpoint{{Host: "127.0.0.1", Port: port}}
 		s := &r.plan.Settings
 		s.PolicyID, s.PolicyRev = "default/default", "r"
 		s.Request, s.Response = policy.Default().Spec.Body.Request, policy.Default().Spec.Body.Response
@@ -626,13 +735,13 @@ func TestEnvoyIdle(t *testing.T) {
 			change("the beginning of copies", func() { s.SharePPM, s.Mode = mirror.Everything, policy.ModeMonitor })
 			copies()
 		}
-		mu.Lock()
-		for path := range copied {
-			if strings.HasPrefix(path, "/idle/") {
-				t.Errorf("%s is copied", path)
+		for i := range 2 {
+			for k := range 50 {
+				if path := fmt.Sprintf("/idle/%d/%d", i, k); is(of, path) {
+					t.Errorf("%s is copied", path)
+				}
 			}
 		}
-		mu.Unlock()
 		after := r.stats()
 		for name, v := range listenerStats(before) {
 			if name != plugins && after[name] != v {

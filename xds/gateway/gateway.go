@@ -42,6 +42,7 @@ const (
 	// only when their digest, "r", is new. "on" is there if it may copy anything.
 	revisionNamespace = "periscope.rev"
 	settingsNamespace = "periscope.settings"
+	sharesNamespace   = "periscope.share" // load control's, which change far more often
 
 	// IdleCode stands for the plugin's while nothing is to be copied, with Idle
 	// for its build: Lua without functions, which Envoy doesn't enter for a

@@ -149,7 +149,7 @@ func connectionManager(stat string) (*hcm.HttpConnectionManager, error) {
 // listener that first comes up waits so long for it, then opens without; with
 // 0 it opens at once, and mirrors from their arrival on.
 func Filters(wait time.Duration) ([]*hcm.HttpFilter, error) {
-	settings, err := settingsConfig("", "", false)
+	settings, err := settingsConfig("", "", false, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +209,7 @@ func SettingsExtension(s mirror.Settings) (*core.TypedExtensionConfig, error) {
 	if s.Transport != policy.TransportExtProc {
 		encoded, copies = s.Encode(), s.Copies()
 	}
-	config, err := settingsConfig(digest(encoded), encoded, copies)
+	config, err := settingsConfig(digest(encoded), encoded, copies, s.Shares)
 	if err != nil {
 		return nil, err
 	}
@@ -231,19 +231,21 @@ func pluginConfig(source string) *lua.Lua {
 	}
 }
 
-func settingsConfig(revision, encoded string, copies bool) (*metadata.Config, error) {
+func settingsConfig(revision, encoded string, copies bool, shares *mirror.Shares) (*metadata.Config, error) {
 	facts := map[string]any{"r": revision}
 	if copies {
 		facts["on"] = "1"
 	}
-	config := &metadata.Config{}
-	for _, m := range []struct {
+	type part struct {
 		namespace string
 		value     map[string]any
-	}{
-		{revisionNamespace, facts},
-		{settingsNamespace, map[string]any{"s": encoded}},
-	} {
+	}
+	parts := []part{{revisionNamespace, facts}, {settingsNamespace, map[string]any{"s": encoded}}}
+	if t := shares.Encode(); t != "" {
+		parts = append(parts, part{sharesNamespace, map[string]any{"r": shares.Revision, "t": t}})
+	}
+	config := &metadata.Config{}
+	for _, m := range parts {
 		value, err := structpb.NewStruct(m.value)
 		if err != nil {
 			return nil, fmt.Errorf("settings: %w", err)
