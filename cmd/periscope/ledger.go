@@ -104,7 +104,7 @@ func newLedger(nodes []xdsnode.Reporter) ledgerState {
 		out.Steps = append(out.Steps, s)
 	}
 	exchanges := of("periscope_gateway_exchanges_total")
-	events := of("periscope_ingest_events_total", "accepted", "dropped_ring_full")
+	events := of("periscope_ingest_events_total", "accepted", "discarded", "dropped_ring_full")
 	events["rejected"] = sum(of("periscope_ingest_rejected_events_total"))
 	streams := of("periscope_extproc_exchanges_total")
 	if n := streams["seen"]; n > 0 { // each node counts those that came to it

@@ -27,10 +27,10 @@ func Append(b []byte, e *Event) []byte {
 	start := len(b)
 	b = append(b, bin32, 0, 0, 0, 0)
 	b = msgp.AppendMapHeader(b, 28)
+	b = appendText(b, "c", e.Class) // first, see priority
 	b = appendNumber(b, "n", e.N)
 	b = appendText(b, "p", e.Policy)
 	b = appendNumber(b, "s", e.SharePPM)
-	b = appendText(b, "c", e.Class)
 	b = appendNumber(b, "t", e.StartUS)
 	b = appendNumber(b, "th", e.HeadersUS)
 	b = appendNumber(b, "te", e.EndUS)

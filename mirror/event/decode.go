@@ -64,6 +64,8 @@ type Batch struct {
 	Header   Header
 	Events   []Event
 	Rejected []Rejection
+	// Discarded are events that were not read, see DecodeSome.
+	Discarded int
 }
 
 // Rejection is an event that could not be read.
@@ -77,7 +79,13 @@ type Rejection struct {
 
 // Decode reads a batch. The error, always an *Error, means that the header is
 // unusable and with it everything; a bad event only fills Rejected.
-func Decode(buf []byte, limits Limits) (*Batch, error) {
+func Decode(buf []byte, limits Limits) (*Batch, error) { return DecodeSome(buf, limits, nil) }
+
+// DecodeSome is Decode without the events of which discard says so: they are
+// counted and not read. What it lets pass stands for weight exchanges, by which
+// the event's share becomes less. priority tells that the event is of a class that
+// sampling spares. nil discards nothing.
+func DecodeSome(buf []byte, limits Limits, discard func(priority bool) (discard bool, weight float64)) (*Batch, error) {
 	b := &Batch{}
 	first, err := skipFrames(buf)
 	if err != nil {
@@ -104,6 +112,14 @@ func Decode(buf []byte, limits Limits) (*Batch, error) {
 			break
 		}
 		rest = after
+		weight := 1.0
+		if discard != nil {
+			var gone bool
+			if gone, weight = discard(priority(frame)); gone {
+				b.Discarded++
+				continue
+			}
+		}
 		if len(frame) > limits.MaxEventBytes {
 			b.reject(i, false, &Error{ReasonTooLarge, "event", fmt.Sprintf("%d bytes, the limit is %d", len(frame), limits.MaxEventBytes)})
 			continue
@@ -113,9 +129,21 @@ func Decode(buf []byte, limits Limits) (*Batch, error) {
 			b.reject(i, false, err)
 			continue
 		}
+		e.Weigh(weight)
 		b.Events = append(b.Events, e)
 	}
 	return b, nil
+}
+
+// priority tells whether an event's first key is that of its class, where the
+// plugin puts it.
+func priority(frame []byte) bool {
+	n, rest, err := msgp.ReadMapHeaderBytes(frame)
+	if err != nil || n == 0 {
+		return false
+	}
+	const fixstr = 0xa0
+	return len(rest) > 2 && rest[0] == fixstr+1 && rest[1] == 'c' && rest[2] != fixstr
 }
 
 func (b *Batch) reject(i int, rest bool, err *Error) {

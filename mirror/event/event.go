@@ -40,6 +40,13 @@ type Header struct {
 	Counters  map[string]uint64 // (counters) see the Counter constants; unknown names are kept
 }
 
+// Weigh has the event stand for so many times as many exchanges, at least 1.
+func (e *Event) Weigh(weight float64) {
+	if weight > 1 {
+		e.SharePPM = max(1, uint64(float64(e.SharePPM)/weight))
+	}
+}
+
 // Cumulative counters of a VM.
 const (
 	CounterSeen        = "seen"         // exchanges that reached the plugin
@@ -62,7 +69,7 @@ type Event struct {
 	N         uint64 // (n) number of the exchange within its VM
 	Policy    string // (p) policy id, "namespace/name"
 	SharePPM  uint64 // (s) probability of the sample in parts per million, 1…1,000,000; the weight is its inverse
-	Class     string // (c) the always-class that chose it, or empty
+	Class     string // (c) the always-class that chose it, or empty; the first key, if it is there
 	StartUS   uint64 // (t) request headers seen, µs since the epoch, gateway clock
 	HeadersUS uint64 // (th) response headers, µs after StartUS
 	EndUS     uint64 // (te) end of the exchange, µs after StartUS

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -183,6 +184,49 @@ func TestDecodeBounds(t *testing.T) {
 }
 
 // A later version may add keys: they are passed over.
+// What is discarded is not even read, and of a class that sampling spares if the
+// event's first key says so.
+func TestDecodeSome(t *testing.T) {
+	var b []byte
+	for i, class := range []string{"", "Suspicious", "", "NewEndpoint"} {
+		e := exchange()
+		e.N, e.Class = uint64(i+1), class
+		b = event.Append(b, e)
+	}
+	broken := append(b, 0xc6, 0, 0, 0, 1, 0xc1) // no event at all
+	broken = event.AppendHeader(broken, &event.Header{Version: event.Version, VM: "v"})
+	for name, tt := range map[string]struct {
+		discard             func(priority bool) (bool, float64)
+		left                []uint64
+		discarded, rejected int
+	}{
+		"none":    {func(bool) (bool, float64) { return false, 1 }, []uint64{1, 2, 3, 4}, 0, 1},
+		"routine": {func(priority bool) (bool, float64) { return !priority, 1 }, []uint64{2, 4}, 3, 0},
+		"half": {func(priority bool) (bool, float64) {
+			if priority {
+				return false, 1
+			}
+			return false, 2
+		}, []uint64{1, 2, 3, 4}, 0, 1},
+		"all": {func(bool) (bool, float64) { return true, 0 }, nil, 5, 0},
+	} {
+		got, err := event.DecodeSome(broken, event.DefaultLimits(), tt.discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left []uint64
+		for _, e := range got.Events {
+			left = append(left, e.N)
+			if want := uint64(1_000_000); name == "half" && e.Class == "" && e.SharePPM != want/2 || (name != "half" || e.Class != "") && e.SharePPM != want {
+				t.Errorf("%s: event %d has share %d", name, e.N, e.SharePPM)
+			}
+		}
+		if !slices.Equal(left, tt.left) || got.Discarded != tt.discarded || len(got.Rejected) != tt.rejected {
+			t.Errorf("%s: %v are left, %d discarded, %d rejected", name, left, got.Discarded, len(got.Rejected))
+		}
+	}
+}
+
 func TestDecodeUnknownKeys(t *testing.T) {
 	b := msgp.AppendMapHeader(nil, 4)
 	b = msgp.AppendArrayHeader(msgp.AppendString(b, "new"), 2)

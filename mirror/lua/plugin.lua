@@ -541,8 +541,10 @@ local function parse_settings(text)
   s.qtypes = s.qtypes or parse_types({})
   s.rtypes = s.rtypes or parse_types({})
   s.mask = header_masks(s)
-  -- What every event of a class that sampling spares begins with.
-  s.spared = pair("p", s.policy or "") .. key("s") .. uint(1000000) .. key("t")
+  -- What events of classes that sampling spares begin with: the class is first,
+  -- so that nodes see it without reading more.
+  s.spared = {}
+  for class in pairs(s.always or {}) do s.spared[class] = pair("c", class) .. pair("p", s.policy or "") .. key("s") .. uint(1000000) .. key("t") end
   s.salt = tonumber(sub(s.rev or "", 1, 8), 16) or 0
   return s
 end
@@ -943,7 +945,7 @@ local H1 = { ["HTTP/1.1"] = true, ["HTTP/1.0"] = true }
 local connections, by_connection, by_id = {}, 0, 0
 
 local K = {}
-for _, k in ipairs({ "n", "c", "tq", "th", "te", "src", "peer", "tsan", "f", "qh", "qb", "qn", "qt", "rh", "rb", "rn", "rt" }) do K[k] = key(k) end
+for _, k in ipairs({ "n", "tq", "th", "te", "src", "peer", "tsan", "f", "qh", "qb", "qn", "qt", "rh", "rb", "rn", "rt" }) do K[k] = key(k) end
 
 local function bin(n)
   if n < 256 then return char(0xc4, n) end
@@ -1056,7 +1058,7 @@ local function finish(h, p, now, held)
   put(e, p.prefix, start(t), K.n, uint(number), K.src, STR[#p.src] or str(#p.src), p.src, p.place,
     K.te, uint(now > t and (now - t) * 1000 or 0))
   local n = 11 -- p, s, t, n, src, dst, proto, route, te, f, qh
-  if p.class then put(e, K.c, str(#p.class), p.class); n = n + 1 end
+  if p.class then n = n + 1 end
   if p.peer then put(e, K.peer, str(#p.peer), p.peer); n = n + 1 end
   if p.tls then put(e, p.tls); n = n + p.tls_pairs end
   if p.qend then
@@ -1262,7 +1264,7 @@ local function begin(h)
   local fields, bytes, flags = encode_headers(hs, s, q.b)
   number = number + 1
   last_begin = now
-  p.n, p.t, p.s, p.prefix, p.class, p.src, p.flags, p.size, p.head_bytes, q.fields = number, now, s, class and s.spared or s.prefix, class or false, src, flags, bytes + 2048, bytes, fields
+  p.n, p.t, p.s, p.prefix, p.class, p.src, p.flags, p.size, p.head_bytes, q.fields = number, now, s, class and s.spared[class] or s.prefix, class or false, src, flags, bytes + 2048, bytes, fields
   p.place = constants(dst, proto, M.route(si) or "")
   if peer ~= src and peer ~= "" then p.peer = peer end
   local ssl = M.ssl(si)

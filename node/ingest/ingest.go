@@ -51,10 +51,18 @@ type Joiner interface {
 	Join(gateway string, b *event.Batch)
 }
 
+// Guard discards exchanges while the node is late.
+type Guard interface {
+	// Discard decides about the next exchange. What it lets pass stands for weight
+	// exchanges. Those of a priority class always pass.
+	Discard(priority bool) (discard bool, weight float64)
+}
+
 // Config of a Handler. Zero bounds take defaults.
 type Config struct {
 	Ring          *Ring  // required
 	Joiner        Joiner // nil: nothing is added
+	Guard         Guard  // nil: nothing is discarded
 	Authenticator Authenticator
 	Logger        *slog.Logger
 	Registerer    prometheus.Registerer
@@ -66,8 +74,9 @@ type Config struct {
 
 // Handler serves POST /v1/events.
 //
-// Answers: 202 with {"accepted","dropped"} when the batch was read (events
-// dropped for a full ring are the node's doing, not the sender's fault); 400
+// Answers: 202 with {"accepted","dropped","discarded"} when the batch was read
+// (events dropped for a full ring, or discarded unread by the guard, are the node's
+// doing, not the sender's fault); 400
 // when the header or an event is malformed, with the events that were
 // accepted all the same; 401; 404; 405; 411 (no length); 413; 415; 503 with
 // Retry-After when too many bodies are being read.
@@ -127,10 +136,12 @@ type rejection struct {
 }
 
 type answer struct {
-	Accepted int         `json:"accepted"`
-	Dropped  int         `json:"dropped"`
-	Rejected []rejection `json:"rejected,omitempty"`
-	Error    string      `json:"error,omitempty"`
+	Accepted int `json:"accepted"`
+	Dropped  int `json:"dropped"`
+	// Discarded by the guard.
+	Discarded int         `json:"discarded,omitempty"`
+	Rejected  []rejection `json:"rejected,omitempty"`
+	Error     string      `json:"error,omitempty"`
 }
 
 // ServeHTTP implements http.Handler.
@@ -175,7 +186,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) (int, answer) {
 // take decodes a batch and queues its events.
 func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 	received := h.cfg.Now()
-	b, err := event.Decode(body, h.cfg.Limits)
+	b, err := event.DecodeSome(body, h.cfg.Limits, h.discard)
 	if err != nil {
 		fault := new(event.Error)
 		errors.As(err, &fault)
@@ -189,8 +200,8 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 	if h.cfg.Joiner != nil {
 		h.cfg.Joiner.Join(gateway, b)
 	}
-	a := answer{}
-	a.Accepted, a.Dropped = h.Queue(b, gateway, received, len(body))
+	a := answer{Discarded: b.Discarded}
+	a.Accepted, a.Dropped = h.push(b, gateway, received, len(body))
 	h.metrics.bytes.Add(float64(len(body)))
 	for _, rej := range b.Rejected {
 		h.metrics.rejected.WithLabelValues(string(rej.Err.Reason)).Inc()
@@ -205,9 +216,32 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 	return http.StatusAccepted, a
 }
 
-// Queue puts a batch's events into the ring, or drops and counts them: those of
-// requests, and those that come by other ways. size is the batch's memory.
+// Queue puts events that came by other ways into the ring, or discards or drops
+// them, and counts. size is the batch's memory.
 func (h *Handler) Queue(b *event.Batch, gateway string, received time.Time, size int) (accepted, dropped int) {
+	kept := b.Events[:0]
+	for _, e := range b.Events {
+		gone, weight := h.discard(e.Class != "")
+		if gone {
+			b.Discarded++
+			continue
+		}
+		e.Weigh(weight)
+		kept = append(kept, e)
+	}
+	b.Events = kept
+	return h.push(b, gateway, received, size)
+}
+
+func (h *Handler) discard(priority bool) (discard bool, weight float64) {
+	if h.cfg.Guard == nil {
+		return false, 1
+	}
+	return h.cfg.Guard.Discard(priority)
+}
+
+func (h *Handler) push(b *event.Batch, gateway string, received time.Time, size int) (accepted, dropped int) {
+	h.metrics.events.WithLabelValues("discarded").Add(float64(b.Discarded))
 	accepted, dropped = h.cfg.Ring.Push(b, gateway, received, size)
 	h.metrics.events.WithLabelValues("accepted").Add(float64(accepted))
 	h.metrics.events.WithLabelValues("dropped_ring_full").Add(float64(dropped))

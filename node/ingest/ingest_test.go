@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
@@ -192,6 +194,78 @@ func TestFullRingDropsAndCounts(t *testing.T) {
 	if r.ring.Bytes() != 0 {
 		t.Errorf("%d bytes leaked", r.ring.Bytes())
 	}
+}
+
+type halfGuard struct{ n int }
+
+func (g *halfGuard) Discard(priority bool) (bool, float64) {
+	if priority {
+		return false, 1
+	}
+	g.n++
+	return g.n%2 == 0, 2
+}
+
+// What the guard discards is counted, and what it lets pass stands for more, by
+// whichever way it came.
+func TestGuardDiscards(t *testing.T) {
+	r := newRig(t, func(c *ingest.Config) { c.Guard, c.Ring = new(halfGuard), ingest.NewRing(100, 1<<20) })
+	var events []*event.Event
+	var values []event.Event
+	for n := range uint64(5) {
+		e := exchange(n+1, nil)
+		if n == 4 {
+			e.Class = "Suspicious"
+		}
+		events, values = append(events, e), append(values, *e)
+	}
+	w := r.post(bytes.NewReader(batch(events...)), nil)
+	if w.Code != 202 || !strings.Contains(w.Body.String(), `"accepted":3,"dropped":0,"discarded":2`) {
+		t.Fatalf("got %d %s", w.Code, w.Body)
+	}
+	r.handler.Queue(&event.Batch{Events: values}, "ns/gw", time.Now(), 100)
+	var got []uint64
+	for range 6 {
+		x, _ := r.ring.Pop(t.Context())
+		if want := map[bool]uint64{true: 1_000_000, false: 500_000}[x.Event.Class != ""]; x.Event.SharePPM != want {
+			t.Errorf("event %d has share %d, want %d", x.Event.N, x.Event.SharePPM, want)
+		}
+		got = append(got, x.Event.N)
+		x.Done()
+	}
+	if want := []uint64{1, 3, 5, 1, 3, 5}; !slices.Equal(got, want) {
+		t.Errorf("let pass: %v, want %v", got, want)
+	}
+	if got := counter(t, r.reg, "periscope_ingest_events_total", "discarded"); got != 4 {
+		t.Errorf("counted %v discarded", got)
+	}
+}
+
+func TestRingAge(t *testing.T) {
+	ring, start := ingest.NewRing(10, 1<<20), time.Now()
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	push := func(ms int) { ring.Push(&event.Batch{Events: make([]event.Event, 1)}, "gw", at(ms), 1) }
+	age := func(ms, want int) {
+		t.Helper()
+		if got := ring.Age(at(ms)); got != time.Duration(want)*time.Millisecond {
+			t.Errorf("at %d ms: %v, want %d ms", ms, got, want)
+		}
+	}
+	pop := func() {
+		x, _ := ring.Pop(t.Context())
+		x.Done()
+	}
+	age(0, 0)
+	push(10)
+	push(20)
+	age(30, 20)
+	pop()
+	age(30, 20) // since the receipt of the one taken last
+	pop()
+	age(90, 0)
+	push(100)
+	age(105, 5)
+	age(99, 0) // a clock that went back
 }
 
 func TestRingBoundsBytes(t *testing.T) {

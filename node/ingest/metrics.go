@@ -31,7 +31,7 @@ func newMetrics(reg prometheus.Registerer, ring *Ring) *metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "periscope_ingest_refused_batches_total", Help: "Batches refused as a whole, by reason."}, []string{"reason"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "periscope_ingest_events_total", Help: "Decoded events by what became of them."}, []string{"outcome"}),
+			Name: "periscope_ingest_events_total", Help: "Events by what became of them: accepted for analysis; discarded unread, by the guard of a node that is late; dropped_ring_full."}, []string{"outcome"}),
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "periscope_ingest_rejected_events_total", Help: "Events of a readable batch that could not be decoded, by reason."}, []string{"reason"}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
@@ -52,7 +52,7 @@ func newMetrics(reg prometheus.Registerer, ring *Ring) *metrics {
 		m.refused.WithLabelValues(string(r))
 		m.rejected.WithLabelValues(string(r))
 	}
-	for _, o := range []string{"accepted", "dropped_ring_full"} {
+	for _, o := range []string{"accepted", "discarded", "dropped_ring_full"} {
 		m.events.WithLabelValues(o)
 	}
 	return m

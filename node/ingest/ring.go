@@ -44,6 +44,7 @@ type Ring struct {
 
 	mu    sync.Mutex
 	bytes int64
+	head  time.Time // the oldest waiting exchange was received then or later
 }
 
 // NewRing makes a ring for so many exchanges and bytes.
@@ -64,6 +65,9 @@ func (r *Ring) Push(b *event.Batch, gateway string, received time.Time, size int
 	owner := &batch{ring: r, bytes: int64(size)}
 	owner.left.Store(int64(len(b.Events)) + 1)
 	defer Exchange{batch: owner}.Done()
+	if len(r.queue) == 0 {
+		r.passed(received)
+	}
 	for i := range b.Events {
 		select {
 		case r.queue <- Exchange{Event: &b.Events[i], Header: &b.Header, Gateway: gateway, Received: received, batch: owner}:
@@ -80,10 +84,31 @@ func (r *Ring) Push(b *event.Batch, gateway string, received time.Time, size int
 func (r *Ring) Pop(ctx context.Context) (Exchange, bool) {
 	select {
 	case x := <-r.queue:
+		r.passed(x.Received)
 		return x, true
 	case <-ctx.Done():
 		return Exchange{}, false
 	}
+}
+
+// passed moves the head on to what was received at t.
+func (r *Ring) passed(t time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t.After(r.head) {
+		r.head = t
+	}
+}
+
+// Age is how long the oldest exchange has been waiting, at most: the time since the
+// receipt of the one taken last, or of the first after the ring was empty.
+func (r *Ring) Age(now time.Time) time.Duration {
+	if len(r.queue) == 0 {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return max(0, now.Sub(r.head))
 }
 
 // Len is the number of exchanges waiting.
