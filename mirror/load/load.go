@@ -1,6 +1,7 @@
 // Package load is what an analysis node tells of its load, and of the demand at
 // gateways as far as it heard of it: the one feedback from nodes to the control
-// plane. It is pure; anybody may import it, and it imports nothing of ours.
+// plane. Both estimate a node's capacity alike (Capacity). It is pure; anybody may
+// import it, and it imports nothing of ours.
 package load
 
 import "time"
@@ -53,4 +54,7 @@ type Demand struct {
 	Eligible uint64 // exchanges that the policy wants, before sampling
 	Priority uint64 // of those, the ones of a priority class, which sampling spares
 	Mirrored uint64 // exchanges put into batches
+
+	Heard    time.Duration // the node's Uptime when it heard this; 0: the report's
+	Received uint64        // exchanges of it that this node itself got, whatever the gateway says
 }

@@ -1,0 +1,116 @@
+package load_test
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/periscope-mesh/periscope/mirror/load"
+)
+
+const tick = 50 * time.Millisecond
+
+// node is one that can do capacity exchanges a second and reads factor times the
+// CPU time that it uses, at most clip.
+type node struct {
+	capacity, factor, clip float64
+	c                      load.Capacity
+}
+
+// run offers so many exchanges a second for a time.
+func (n *node) run(rate float64, d time.Duration) {
+	delay := time.Millisecond
+	if rate > n.capacity {
+		delay = 30 * time.Millisecond
+	}
+	for ; d > 0; d -= tick {
+		done := min(rate, n.capacity)
+		n.c.Add(load.Interval{
+			Length: tick, Analysed: uint64(done * tick.Seconds()), Delay: delay,
+			Utilization: min(n.clip, n.factor*done/n.capacity),
+		})
+	}
+}
+
+func near(t *testing.T, what string, got, want, tolerance float64) {
+	t.Helper()
+	if math.Abs(got-want) > tolerance*want {
+		t.Errorf("%s: estimate %.0f, want %.0f ± %.0f %%", what, got, want, 100*tolerance)
+	}
+}
+
+func TestCapacity(t *testing.T) {
+	for name, n := range map[string]*node{
+		"read right":         {capacity: 10_000, factor: 1, clip: 9},
+		"read 30 % low":      {capacity: 10_000, factor: 0.7, clip: 9},
+		"read 40 % high":     {capacity: 10_000, factor: 1.4, clip: 9},
+		"read high, clipped": {capacity: 10_000, factor: 1.4, clip: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n.run(500, time.Second)
+			if got := n.c.Rate(); got != 0 {
+				t.Errorf("estimate %.0f of a node that hardly works", got)
+			}
+			n.run(5000, 2*time.Second)
+			near(t, "half load, never late", n.c.Rate(), n.capacity/n.factor, 0.05)
+			n.run(20_000, 3*time.Second)
+			near(t, "overload", n.c.Rate(), n.capacity, 0.05)
+			n.run(5000, 2*time.Second)
+			near(t, "half load, once late", n.c.Rate(), n.capacity, 0.1)
+			n.run(100, 10*time.Second)
+			near(t, "idle", n.c.Rate(), n.capacity, 0.1)
+
+			n.capacity = 2000
+			n.run(5000, 2*time.Second)
+			near(t, "a fifth of the CPU time", n.c.Rate(), 2000, 0.1)
+			n.capacity = 10_000
+			n.run(1800, 500*time.Millisecond)
+			n.run(2500, 2*time.Second)
+			if n.factor == 1 {
+				near(t, "all of it again", n.c.Rate(), 10_000, 0.1)
+			}
+			n.run(20_000, 3*time.Second)
+			near(t, "overload again", n.c.Rate(), 10_000, 0.05)
+		})
+	}
+}
+
+// A node that stood still is not believed unable for ever, though little is sent to it.
+func TestCapacityAfterStandstill(t *testing.T) {
+	n := &node{capacity: 10_000, factor: 1, clip: 1}
+	n.run(8000, 2*time.Second)
+	for range 60 {
+		n.c.Add(load.Interval{Length: tick, Utilization: 1, Delay: time.Second})
+	}
+	if got := n.c.Rate(); got > 1000 {
+		t.Fatalf("estimate %.0f of a node that stands still", got)
+	}
+	share := 20.0
+	for range 100 {
+		n.run(share, tick)
+		share = min(10*share, 0.9*n.c.Rate())
+	}
+	if got := n.c.Rate(); got < 8000 {
+		t.Errorf("estimate %.0f, 5 s after a standstill", got)
+	}
+}
+
+func TestCapacityGarbage(t *testing.T) {
+	n := &node{capacity: 10_000, factor: 1, clip: 1}
+	n.run(5000, time.Second)
+	before := n.c
+	for name, i := range map[string]load.Interval{
+		"no time":      {Analysed: 1},
+		"back in time": {Length: -time.Second, Analysed: 1},
+		"too many":     {Length: time.Second, Analysed: math.MaxUint64},
+		"discards":     {Length: time.Second, Discarded: math.MaxUint64},
+		"NaN":          {Length: time.Second, Utilization: math.NaN()},
+		"infinite":     {Length: time.Second, Utilization: math.Inf(1)},
+		"negative":     {Length: time.Second, Utilization: -1},
+		"delay":        {Length: time.Second, Delay: -1},
+	} {
+		if n.c.Add(i) || n.c != before {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}
