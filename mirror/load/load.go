@@ -1,10 +1,16 @@
 // Package load is what an analysis node tells of its load, and of the demand at
 // gateways as far as it heard of it: the one feedback from nodes to the control
-// plane. Both estimate a node's capacity alike (Capacity). It is pure; anybody may
-// import it, and it imports nothing of ours.
+// plane, and how it travels, as an ORCA report. Both ends estimate a node's
+// capacity alike (Capacity). It is pure; anybody may import it, and it imports
+// nothing of ours.
 package load
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+)
 
 // Report is the state of one node at one time. Counters grow from the node's
 // start on; a new Epoch starts them anew.
@@ -20,6 +26,7 @@ type Report struct {
 
 	Utilization float64 // of the CPU time that the node may use, 0 to 1; above 1: counted too low
 	Capacity    float64 // exchanges a second, the node's own estimate; 0: none yet
+	Rate        float64 // exchanges analysed a second, of late
 
 	Analysed  uint64 // exchanges
 	Priority  uint64 // of those that arrived, the ones of a priority class
@@ -27,7 +34,10 @@ type Report struct {
 	Overflown uint64 // exchanges that found the node's queue full
 
 	Sockets Sockets
+	// Demands are sorted. Those of a partial report are the ones that have changed
+	// since the report before.
 	Demands []Demand
+	Partial bool
 }
 
 // Delay is the worst of the three.
@@ -57,4 +67,41 @@ type Demand struct {
 
 	Heard    time.Duration // the node's Uptime when it heard this; 0: the report's
 	Received uint64        // exchanges of it that this node itself got, whatever the gateway says
+}
+
+// Compare orders demands by gateway, worker and policy.
+func (d Demand) Compare(other Demand) int {
+	return cmp.Or(strings.Compare(d.Gateway, other.Gateway), strings.Compare(d.VM, other.VM), strings.Compare(d.Policy, other.Policy))
+}
+
+// Changed gives those of now that are not the same in before; both are sorted.
+func Changed(before, now []Demand) []Demand {
+	var out []Demand
+	for _, d := range now {
+		for len(before) > 0 && before[0].Compare(d) < 0 {
+			before = before[1:]
+		}
+		if len(before) == 0 || before[0] != d {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// Merge gives demands with those that have changed in their places; both are
+// sorted, and neither is written to.
+func Merge(demands, changed []Demand) []Demand {
+	if len(changed) == 0 {
+		return demands
+	}
+	out := make([]Demand, 0, len(demands)+len(changed))
+	for _, c := range changed {
+		i, found := slices.BinarySearchFunc(demands, c, Demand.Compare)
+		out = append(append(out, demands[:i]...), c)
+		if found {
+			i++
+		}
+		demands = demands[i:]
+	}
+	return append(out, demands...)
 }
