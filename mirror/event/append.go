@@ -4,7 +4,7 @@ import "github.com/tinylib/msgp/msgp"
 
 // AppendHeader appends a batch's header to b, as the plugin writes it.
 func AppendHeader(b []byte, h *Header) []byte {
-	b = msgp.AppendMapHeader(b, 10)
+	b = msgp.AppendMapHeader(b, 14)
 	b = msgp.AppendUint64(msgp.AppendString(b, "v"), h.Version)
 	b = appendText(b, "gateway", h.Gateway)
 	b = appendText(b, "pod", h.Pod)
@@ -14,6 +14,10 @@ func AppendHeader(b []byte, h *Header) []byte {
 	b = appendText(b, "share_rev", h.ShareRev)
 	b = msgp.AppendUint64(msgp.AppendString(b, "seq"), h.Seq)
 	b = msgp.AppendUint64(msgp.AppendString(b, "sent_us"), h.SentUS)
+	b = appendText(b, "policy", h.Policy)
+	b = appendNumber(b, "eligible", h.Eligible)
+	b = appendNumber(b, "priority", h.Priority)
+	b = appendNumber(b, "mirrored", h.Mirrored)
 	b = msgp.AppendMapHeader(msgp.AppendString(b, "counters"), uint32(len(h.Counters)))
 	for k, v := range h.Counters {
 		b = msgp.AppendUint64(msgp.AppendString(b, k), v)

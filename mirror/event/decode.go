@@ -208,6 +208,14 @@ func (h *Header) decode(b []byte) ([]byte, error) {
 			h.SentUS = r.uint(key)
 		case "counters":
 			h.Counters = r.counters()
+		case "policy":
+			h.Policy = r.word(key)
+		case "eligible":
+			h.Eligible = r.uint(key)
+		case "priority":
+			h.Priority = r.uint(key)
+		case "mirrored":
+			h.Mirrored = r.uint(key)
 		default:
 			r.skip(0)
 		}

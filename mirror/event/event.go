@@ -38,6 +38,13 @@ type Header struct {
 	Seq       uint64            // (seq) 1, 2, 3 … per VM; a gap is lost batches
 	SentUS    uint64            // (sent_us) gateway clock, µs since the epoch
 	Counters  map[string]uint64 // (counters) see the Counter constants; unknown names are kept
+
+	// Of the batch's policy, cumulative per VM and policy, over revisions. Plugins
+	// from before there was a share to compute leave all four out.
+	Policy   string // (policy) its id
+	Eligible uint64 // (eligible) exchanges that it wants, before sampling
+	Priority uint64 // (priority) of those, the ones of an always-class; none while all are mirrored, as then nothing is classified
+	Mirrored uint64 // (mirrored) events put into its batches
 }
 
 // Weigh has the event stand for so many times as many exchanges, at least 1.

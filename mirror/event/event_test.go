@@ -20,6 +20,7 @@ func header() *event.Header {
 		Version: event.Version, Gateway: "istio-ingress/public", VM: "00112233445566ff", Plugin: "0.1.0",
 		Pod: "gw-0", PolicyRev: "abc", ShareRev: "1", Seq: 7, SentUS: 1_790_000_000_000_000,
 		Counters: map[string]uint64{event.CounterSeen: 12, event.CounterMirrored: 3},
+		Policy:   "default/default", Eligible: 9, Priority: 2, Mirrored: 3,
 	}
 }
 
@@ -83,6 +84,8 @@ func TestDecodeHeaderFaults(t *testing.T) {
 		"nil":             {[]byte{0xc0}, event.ReasonNotMsgp},
 		"unknown version": {event.AppendHeader(nil, other), event.ReasonVersion},
 		"version as text": {msgp.AppendString(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "v"), "1"), event.ReasonType},
+		"policy as bytes": {msgp.AppendString(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "policy"), "\xff"), event.ReasonType},
+		"negative demand": {msgp.AppendInt64(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "eligible"), -1), event.ReasonType},
 		"negative seq":    {msgp.AppendInt64(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "seq"), -1), event.ReasonType},
 		"no version":      {msgp.AppendMapHeader(nil, 0), event.ReasonMissing},
 		"no vm":           {msgp.AppendUint64(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "v"), 1), event.ReasonMissing},
@@ -237,6 +240,17 @@ func TestDecodeUnknownKeys(t *testing.T) {
 	b = msgp.AppendString(msgp.AppendString(b, ":method"), "GET")
 	got, err := event.Decode(append(batch(), frame(b)...), event.DefaultLimits())
 	if err != nil || len(got.Events) != 1 || got.Events[0].N != 9 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// Nodes read the batches of plugins that tell no demand.
+func TestDecodeWithoutDemand(t *testing.T) {
+	b := msgp.AppendMapHeader(nil, 2)
+	b = msgp.AppendUint64(msgp.AppendString(b, "v"), event.Version)
+	b = msgp.AppendString(msgp.AppendString(b, "vm"), "a")
+	got, err := event.Decode(b, event.DefaultLimits())
+	if err != nil || got.Header.Policy != "" || got.Header.Eligible != 0 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 }

@@ -21,7 +21,7 @@ const (
 	maxName      = 256                 // bytes of a name, before it is escaped
 	maxNames     = MaxBytes - 1<<20    // bytes of demands' names, escaped, with what is around them
 	maxCount     = 1 << 53             // what a float64 holds exactly
-	maxRate      = 1e12                // exchanges a second
+	maxRPS      = 1e12                // exchanges a second
 	maxShare     = 1000                // utilisation
 	maxSeconds   = 100 * 365 * 86400   // of a duration
 	perMetric    = 24                  // bytes around a metric's name
@@ -78,7 +78,7 @@ var metrics = []metric{
 	duration("periscope.delay.kernel", func(r *Report) *time.Duration { return &r.Kernel }),
 	duration("periscope.delay.queue", func(r *Report) *time.Duration { return &r.Queue }),
 	duration("periscope.delay.lag", func(r *Report) *time.Duration { return &r.Lag }),
-	{"periscope.capacity", maxRate, false,
+	{"periscope.capacity", maxRPS, false,
 		func(r *Report) float64 { return r.Capacity },
 		func(r *Report, v float64) { r.Capacity = v }},
 	count("periscope.analysed", func(r *Report) *uint64 { return &r.Analysed }),
@@ -131,7 +131,7 @@ func Encode(r *Report) *orca.OrcaLoadReport {
 			m[name+kindMirrored] = within(float64(d.Mirrored), maxCount)
 		}
 	}
-	return &orca.OrcaLoadReport{CpuUtilization: use, ApplicationUtilization: use, RpsFractional: within(r.Rate, maxRate), NamedMetrics: m}
+	return &orca.OrcaLoadReport{CpuUtilization: use, ApplicationUtilization: use, RpsFractional: within(r.Rate, maxRPS), NamedMetrics: m}
 }
 
 func within(v, most float64) float64 {
@@ -150,7 +150,7 @@ func Decode(o *orca.OrcaLoadReport) (*Report, error) {
 		return nil, fmt.Errorf("%d named metrics: more than %d", n, 3*MaxDemands+otherMetrics)
 	}
 	r := &Report{Utilization: o.GetApplicationUtilization(), Rate: o.GetRpsFractional()}
-	if err := errors.Join(check("application_utilization", r.Utilization, maxShare, false), check("rps_fractional", r.Rate, maxRate, false)); err != nil {
+	if err := errors.Join(check("application_utilization", r.Utilization, maxShare, false), check("rps_fractional", r.Rate, maxRPS, false)); err != nil {
 		return nil, err
 	}
 	m := o.GetNamedMetrics()

@@ -385,6 +385,23 @@ func TestSeveralPolicies(t *testing.T) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	// All is mirrored, so each policy wants as many as were, of which there may be
+	// more by now.
+	told, vms := map[string]uint64{}, map[string]event.Header{}
+	for _, h := range n.headers {
+		if h.Eligible < h.Mirrored || h.Priority != 0 || h.PolicyRev != "rev of "+h.Policy {
+			t.Errorf("header %+v", h)
+		}
+		if h.Seq > vms[h.VM+h.Policy].Seq {
+			vms[h.VM+h.Policy] = h
+		}
+	}
+	for _, h := range vms {
+		told[h.Policy] += h.Mirrored
+	}
+	if told["shop/p"] != rounds || told["bank/p"] != 2*rounds || len(told) != 2 {
+		t.Errorf("told %v", told)
+	}
 	for _, p := range n.mixed {
 		t.Errorf("a batch has events of another policy than its header's: %s", p)
 	}
@@ -418,6 +435,48 @@ func TestSamplingShare(t *testing.T) {
 	}
 	if events[0].SharePPM != 250_000 {
 		t.Errorf("share %d", events[0].SharePPM)
+	}
+}
+
+// What a policy wants is told whatever its share, what sampling spares apart.
+func TestDemand(t *testing.T) {
+	n := startNode(t)
+	addr, _ := gateway(t, settings(func(s *mirror.Settings) {
+		s.SharePPM, s.Always = 100_000, []policy.Class{policy.ClassSuspicious}
+		s.Exclude = []policy.Match{{Paths: []policy.PathMatch{{Type: policy.PathExact, Value: "/excluded"}}}}
+	}), n.addr, http.NotFoundHandler())
+	const rounds = 200
+	for range rounds {
+		for _, path := range []string{"/a", "/b", "/c", "/excluded", "/etc/passwd"} {
+			req, _ := http.NewRequest("GET", "http://"+addr+path, nil)
+			do(t, req)
+		}
+	}
+	last := map[string]event.Header{}
+	envoytest.Eventually(t, 5*time.Second, "all of the spared", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		var priority uint64
+		for _, h := range n.headers {
+			if h.Seq > last[h.VM].Seq {
+				last[h.VM] = h
+			}
+		}
+		for _, h := range last {
+			priority += h.Priority
+		}
+		return priority == rounds
+	})
+	var eligible, seen, mirrored uint64
+	for _, h := range last {
+		eligible, mirrored, seen = eligible+h.Eligible, mirrored+h.Mirrored, seen+h.Counters[event.CounterSeen]-h.Counters[event.CounterExcluded]
+	}
+	// Each worker's last batch is one of the last round's, and tells all before.
+	if eligible != seen || eligible < 4*rounds-10 || eligible > 4*rounds {
+		t.Errorf("%d exchanges are wanted of %d", eligible, seen)
+	}
+	if mirrored < rounds*11/10 || mirrored > rounds*16/10 {
+		t.Errorf("%d are mirrored", mirrored)
 	}
 }
 

@@ -509,6 +509,19 @@ local function parse_types(fields)
   return { list = t, any = t["*/*"], cache = {}, cached = 0 }
 end
 
+-- What a policy wants, cumulative over its revisions: exchanges before sampling,
+-- those of an always-class among them, events in batches; told: of the first,
+-- what and when.
+local tallies, tally_count = {}, 0
+local function tally_of(policy)
+  local t = tallies[policy]
+  if not t then
+    t = { eligible = 0, priority = 0, mirrored = 0, told = 0, told_at = 0 }
+    if tally_count < MAX_CACHE then tallies[policy] = t; tally_count = tally_count + 1 end
+  end
+  return t
+end
+
 local function parse_settings(text)
   local s = { qmax = 0, rmax = 0, ppm = 0, batch = buffer.new(), events = 0, since = 0, flushed = 0, names = {}, named = 0 }
   for line in string.gmatch(text, "[^\n]+") do
@@ -545,6 +558,7 @@ local function parse_settings(text)
   -- so that nodes see it without reading more.
   s.spared = {}
   for class in pairs(s.always or {}) do s.spared[class] = pair("c", class) .. pair("p", s.policy or "") .. key("s") .. uint(1000000) .. key("t") end
+  s.tally = tally_of(s.policy or "")
   s.salt = tonumber(sub(s.rev or "", 1, 8), 16) or 0
   return s
 end
@@ -555,8 +569,8 @@ end
 local function share(s, ppm, rev)
   s.share = ppm and ppm < s.ppm and ppm or s.ppm
   s.prefix = pair("p", s.policy or "") .. key("s") .. uint(s.share) .. key("t")
-  s.header = "\138" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("pod", POD) .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
-    .. pair("policy_rev", s.rev or "") .. pair("share_rev", rev) .. key("seq")
+  s.header = "\142" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("pod", POD) .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
+    .. pair("policy", s.policy or "") .. pair("policy_rev", s.rev or "") .. pair("share_rev", rev) .. key("seq")
 end
 
 -- parse_shares gives this pod's shares, or those of pods without any of their own.
@@ -883,9 +897,11 @@ end
 local function flush(h, s, now)
   seq = seq + 1
   told, told_at, s.flushed = count.seen, now, now
-  local b, events = s.batch, s.events
+  local b, events, t = s.batch, s.events, s.tally
   writing = s
-  put(b, s.header, uint(seq), "\167sent_us", uint(now * 1000), NUMBER_OF_COUNTERS)
+  t.mirrored, t.told, t.told_at = t.mirrored + events, t.eligible, now
+  put(b, s.header, uint(seq), "\167sent_us", uint(now * 1000), "\168eligible", uint(t.eligible), "\168priority", uint(t.priority),
+    "\168mirrored", uint(t.mirrored), NUMBER_OF_COUNTERS)
   for i = 1, #COUNTERS do put(b, COUNTER_KEYS[i], uint(count[COUNTERS[i]])) end
   local body = b:get()
   s.events, writing = 0, nil
@@ -1131,12 +1147,20 @@ local function sweep(h, now)
   end
 end
 
--- tick does what is due, and tells what was counted when nothing else has for long.
+-- tick does what is due, and tells what was counted, of each policy too, when
+-- nothing else has for long.
 local function tick(h, now)
   ticked_at = now
   if by_connection == 0 then connections = {} end -- of each local address there was
   sweep(h, now)
   send_all(h, now)
+  local s = settings
+  while s do
+    local t = s.tally
+    if t.told_at == 0 then t.told_at = now end
+    if t.told ~= t.eligible and now - t.told_at >= TELL_MS then flush(h, s, now) end
+    s = s.next
+  end
   if told_at == 0 then told_at = now end
   if settings and now - told_at >= TELL_MS and told ~= count.seen then flush(h, settings, now) end
 end
@@ -1248,11 +1272,16 @@ local function begin(h)
     if not s then return skip(h, now, "excluded") end
     if not s.on then return skip(h, now, "off") end
   end
-  local class
-  if s.share < 1000000 then
+  local class, t = nil, s.tally
+  t.eligible = t.eligible + 1
+  if s.always then -- nodes spare them, too, when they are late
     hs = hs or M.headers(h)
-    if s.always then class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "") end
-    if not class and place_of(hs, s) * 1000000 >= s.share then return skip(h, now, "sampled_out") end
+    class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "")
+    if class then t.priority = t.priority + 1 end
+  end
+  if s.share < 1000000 and not class then
+    hs = hs or M.headers(h)
+    if place_of(hs, s) * 1000000 >= s.share then return skip(h, now, "sampled_out") end
   end
   if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then sweep(h, now) end
   hs = hs or M.headers(h)

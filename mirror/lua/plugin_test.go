@@ -154,6 +154,11 @@ local TESTED = {
     POD = a[2]
     return table.concat(parse_shares(a[1]), " ", 2)
   end,
+  tally = function(a) -- an exchange of the first settings, as the second ones' revision of the policy counts it
+    local t = parse_settings(a[1]).tally
+    t.eligible = t.eligible + 1
+    return tostring(parse_settings(a[2]).tally.eligible)
+  end,
   uint = function(a) return uint(tonumber(a[1])) end,
   class = function(a) return tostring(class_of({ [a[1]] = true }, "GET", a[2])) end,
   wants = function(a) return tostring(type_of(parse_settings(a[1]).rtypes, a[2]).wanted) end,
@@ -227,6 +232,8 @@ func TestFunctions(t *testing.T) {
 		{"shares", []string{"*\t1\t2\ngw-0\t3\t4\n", "gw-1"}, "1 2"},
 		{"shares", []string{"gw-0\t3\t4\n", "gw-1"}, ""},
 		{"shares", []string{"", "gw-1"}, ""},
+		{"tally", []string{"policy\tns/a\nrev\t1\n", "policy\tns/a\nrev\t2\n"}, "1"},
+		{"tally", []string{"policy\tns/a\nrev\t3\n", "policy\tns/b\nrev\t3\n"}, "0"},
 		{"class", []string{"Suspicious", "/etc/passwd"}, "Suspicious"},
 		{"class", []string{"Suspicious", "/a?q=%27"}, "Suspicious"},
 		{"class", []string{"Suspicious", "/a?q=1"}, "nil"},
