@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/load"
 )
 
 // Path of the endpoint.
@@ -123,6 +124,10 @@ func New(cfg Config) (*Handler, error) {
 	return h, nil
 }
 
+// Demands lists the demand at gateways as far as batches told it, sorted: that
+// of workers heard from within five minutes.
+func (h *Handler) Demands() []load.Demand { return h.ledger.demands(h.cfg.Now()) }
+
 // Gateways lists what gateways' batches told of the builds of the plugin that
 // made them, by gateway and build.
 func (h *Handler) Gateways() []GatewayCount { return h.ledger.gateways() }
@@ -196,7 +201,7 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 	if err != nil {
 		return h.refuse(http.StatusUnauthorized, reasonAuthentication, "the gateway's identity could not be verified")
 	}
-	h.ledger.observe(gateway, &b.Header, received)
+	h.ledger.observe(gateway, b, received)
 	if h.cfg.Joiner != nil {
 		h.cfg.Joiner.Join(gateway, b)
 	}

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/load"
 	"github.com/periscope-mesh/periscope/node/ingest"
 )
 
@@ -333,6 +334,62 @@ func TestLedger(t *testing.T) {
 		if f.GetName() == "periscope_gateway_batches_total" && f.GetMetric()[0].GetCounter().GetValue() != 7 {
 			t.Errorf("batches sent: %v, want 7", f.GetMetric()[0].GetCounter().GetValue())
 		}
+	}
+}
+
+// The demand of each policy at each worker is the highest that was told;
+// plugins from before tell it by what the whole VM has seen.
+func TestDemands(t *testing.T) {
+	now := time.Now()
+	r := newRig(t, func(c *ingest.Config) { c.Now = func() time.Time { return now } })
+	send := func(h event.Header, events ...*event.Event) {
+		t.Helper()
+		h.Version, h.Gateway = event.Version, "ns/gw"
+		b := event.AppendHeader(nil, &h)
+		for _, e := range events {
+			b = event.Append(b, e)
+		}
+		if w := r.post(bytes.NewReader(b), nil); w.Code != 202 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+	}
+	send(event.Header{VM: "new", Seq: 1, Policy: "ns/b", Eligible: 10, Priority: 1, Mirrored: 3})
+	send(event.Header{VM: "new", Seq: 3, Policy: "ns/a", Eligible: 7})
+	send(event.Header{VM: "new", Seq: 5, Policy: "ns/b", Eligible: 30, Priority: 2, Mirrored: 4})
+	send(event.Header{VM: "new", Seq: 4, Policy: "ns/b", Eligible: 20, Priority: 1, Mirrored: 3}) // late
+	send(event.Header{VM: "new", Seq: 6, Policy: "ns/b", Eligible: 3})                            // goes back
+	before := map[string]uint64{event.CounterSeen: 100, event.CounterOff: 20, event.CounterExcluded: 30, event.CounterMirrored: 6, event.CounterSampled: 44}
+	send(event.Header{VM: "before", Seq: 9, Counters: before})
+	send(event.Header{VM: "before", Seq: 10, Counters: before}, exchange(1, nil))
+	send(event.Header{VM: "lies", Seq: 1, Counters: map[string]uint64{event.CounterSeen: 1, event.CounterOff: 2}}, exchange(1, nil))
+	want := []load.Demand{
+		{Gateway: "ns/gw", VM: "before", Policy: "default/default", Eligible: 50, Mirrored: 6},
+		{Gateway: "ns/gw", VM: "lies", Policy: "default/default"},
+		{Gateway: "ns/gw", VM: "new", Policy: "ns/a", Eligible: 7},
+		{Gateway: "ns/gw", VM: "new", Policy: "ns/b", Eligible: 30, Priority: 2, Mirrored: 4},
+	}
+	if got := r.handler.Demands(); !slices.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+	now = now.Add(10 * time.Minute)
+	send(event.Header{VM: "new", Seq: 7, Policy: "ns/a", Eligible: 8})
+	if got := r.handler.Demands(); len(got) != 2 || got[0].Eligible != 8 {
+		t.Errorf("after a silence: %v", got)
+	}
+	// Room runs out in two ways: of policies, and of workers, which make it.
+	const workers = 300
+	for i := range workers * 30 {
+		send(event.Header{VM: fmt.Sprint("many", i/30), Seq: uint64(i%30) + 1, Policy: fmt.Sprint("ns/", i%30), Eligible: 1})
+	}
+	if got := r.handler.Demands(); len(got) != load.MaxDemands-2 { // those of workers that are silent are kept
+		t.Errorf("%d demands are told", len(got))
+	}
+	now = now.Add(time.Second)
+	for i := range 4096 - workers + 10 {
+		send(event.Header{VM: fmt.Sprint("more", i), Seq: 1})
+	}
+	if got := r.handler.Demands(); len(got) > load.MaxDemands-2-5*30 {
+		t.Errorf("%d demands are told once their workers are forgotten", len(got))
 	}
 }
 

@@ -7,15 +7,21 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/mirror/load"
 )
 
 const (
-	maxVMs    = 4096             // gateway workers whose counters are followed
-	maxBuilds = 4096             // builds of the plugin, each at each gateway
+	maxVMs    = 4096            // gateway workers whose counters are followed
+	maxBuilds = 4096            // builds of the plugin, each at each gateway
+	maxDemand = load.MaxDemands // policies, each at each worker
+	// demandFor is how long the demand at a worker that is silent is told: it has
+	// no requests then, or is gone.
+	demandFor = 5 * time.Minute
 	vmMemory  = 30 * time.Minute // then a silent one is forgotten, if there is need
 	maxGrowth = 1 << 40          // of a counter from one batch to the next: no sum of them overflows
 )
@@ -38,10 +44,18 @@ type ledger struct {
 	cut       prometheus.Counter
 	sent      prometheus.Counter
 	untracked prometheus.Counter
+	untold    prometheus.Counter
 
 	mu     sync.Mutex
 	vms    map[vmKey]*vmState
 	builds map[buildKey]*GatewayCount
+	demand []*demand // sorted
+}
+
+// demand is one policy's at one worker.
+type demand struct {
+	load.Demand
+	vm *vmState
 }
 
 type (
@@ -75,9 +89,11 @@ func newLedger(reg prometheus.Registerer) *ledger {
 			Name: "periscope_gateway_batches_total", Help: "Batches that gateways sent here, by their numbers: more than were received means loss on the way."}),
 		untracked: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "periscope_gateway_untracked_batches_total", Help: "Gateway workers that are no longer followed, for want of room: the ones that were silent for longest."}),
+		untold: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "periscope_gateway_untold_demand_batches_total", Help: "Batches whose policy's demand load reports leave out, for want of room."}),
 	}
 	if reg != nil {
-		reg.MustRegister(l.exchanges, l.cut, l.sent, l.untracked)
+		reg.MustRegister(l.exchanges, l.cut, l.sent, l.untracked, l.untold)
 	}
 	for _, o := range exchangeOutcomes {
 		l.exchanges.WithLabelValues(o)
@@ -85,8 +101,9 @@ func newLedger(reg prometheus.Registerer) *ledger {
 	return l
 }
 
-// observe takes a batch's header.
-func (l *ledger) observe(gateway string, h *event.Header, now time.Time) {
+// observe takes a batch.
+func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
+	h := &b.Header
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// The key outlives the batch's buffer, which the header's strings alias.
@@ -128,6 +145,48 @@ func (l *ledger) observe(gateway string, h *event.Header, now time.Time) {
 		}
 	}
 	l.cut.Add(float64(vm.advance(event.CounterCutBytes, h.Counters)))
+	l.want(gateway, b, vm)
+}
+
+// want takes what a batch tells of its policy's demand. Where the plugin tells
+// none, it is what the whole VM has seen and no policy left out.
+func (l *ledger) want(gateway string, b *event.Batch, vm *vmState) {
+	h := &b.Header
+	d := load.Demand{Gateway: gateway, VM: h.VM, Policy: h.Policy, Eligible: h.Eligible, Priority: h.Priority, Mirrored: h.Mirrored}
+	if h.Policy == "" {
+		if len(b.Events) == 0 || !utf8.ValidString(b.Events[0].Policy) {
+			return // nobody knows whose
+		}
+		d.Policy, d.Mirrored = b.Events[0].Policy, h.Counters[event.CounterMirrored]
+		if left := h.Counters[event.CounterOff] + h.Counters[event.CounterExcluded]; left < h.Counters[event.CounterSeen] {
+			d.Eligible = h.Counters[event.CounterSeen] - left
+		}
+	}
+	i, found := slices.BinarySearchFunc(l.demand, d, func(is *demand, d load.Demand) int { return is.Compare(d) })
+	if !found {
+		if len(l.demand) >= maxDemand {
+			l.untold.Inc()
+			return
+		}
+		d.Gateway, d.VM, d.Policy = strings.Clone(d.Gateway), strings.Clone(d.VM), strings.Clone(d.Policy)
+		l.demand = slices.Insert(l.demand, i, &demand{d, vm})
+		return
+	}
+	is := l.demand[i]
+	is.Eligible, is.Priority, is.Mirrored = max(is.Eligible, d.Eligible), max(is.Priority, d.Priority), max(is.Mirrored, d.Mirrored)
+}
+
+// demands lists what batches told of demand, sorted.
+func (l *ledger) demands(now time.Time) []load.Demand {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]load.Demand, 0, len(l.demand))
+	for _, d := range l.demand {
+		if now.Sub(d.vm.last) <= demandFor {
+			out = append(out, d.Demand)
+		}
+	}
+	return out
 }
 
 // build gives the count of one build at one gateway; one that is thrown away,
@@ -180,9 +239,12 @@ func (l *ledger) dropOldest() {
 			oldest, at = k, v.last
 		}
 	}
+	gone := l.vms[oldest]
 	delete(l.vms, oldest)
+	l.demand = slices.DeleteFunc(l.demand, func(d *demand) bool { return d.vm == gone })
 }
 
 func (l *ledger) forget(now time.Time) {
 	maps.DeleteFunc(l.vms, func(_ vmKey, v *vmState) bool { return now.Sub(v.last) > vmMemory })
+	l.demand = slices.DeleteFunc(l.demand, func(d *demand) bool { return now.Sub(d.vm.last) > vmMemory })
 }

@@ -43,7 +43,7 @@ var allowed = map[string][]string{
 	"xds/certs":        {},
 	"localweb":         {},
 	"node/policy":      {"xds/node/nodev1", "atomicfile"},
-	"node/ingest":      {"mirror/event"},
+	"node/ingest":      {"mirror/event", "mirror/load"},
 	"node/accesslog":   {"mirror/event"},
 	"node/extproc":     {"mirror", "mirror/event", "mirror/mask", "policy"},
 	"node/pressure":    {"mirror/load"},
