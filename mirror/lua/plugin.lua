@@ -36,6 +36,7 @@ local SINGLES = 40                -- events that may go out by themselves while 
 local SINGLES_PER_MS = 0.25       -- … and how many more each ms
 local SETTINGS_MS = 10             -- how old a look at the settings may be
 local TELL_MS = 10000              -- counters travel at least so often while there are requests
+local TELL_DEMAND_MS = 500         -- and a policy's, while less than all of what it wants is copied
 local CALL_TIMEOUT_MS = 1000
 local MAX_CACHE = 1024             -- entries of each cache of header names, content types, endpoints
 local MAX_KEY = 128                -- bytes of what is cached: clients write it
@@ -1158,7 +1159,7 @@ local function tick(h, now)
   while s do
     local t = s.tally
     if t.told_at == 0 then t.told_at = now end
-    if t.told ~= t.eligible and now - t.told_at >= TELL_MS then flush(h, s, now) end
+    if t.told ~= t.eligible and now - t.told_at >= (s.share < 1000000 and TELL_DEMAND_MS or TELL_MS) then flush(h, s, now) end
     s = s.next
   end
   if told_at == 0 then told_at = now end
