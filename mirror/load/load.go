@@ -58,7 +58,7 @@ type Sockets struct {
 // Demand is what a gateway's worker has counted for one policy by now, mirrored
 // or not. Several nodes hear of one worker: the highest count is the newest.
 type Demand struct {
-	Gateway  string // "namespace/pod", or what the gateway calls itself
+	Gateway  string // "namespace/pod"; "namespace/name" of one that doesn't know its pod
 	VM       string // the worker's plugin, as in mirror/event.Batch
 	Policy   string // "namespace/name"
 	Eligible uint64 // exchanges that the policy wants, before sampling

@@ -354,7 +354,7 @@ func TestDemands(t *testing.T) {
 		}
 	}
 	send(event.Header{VM: "new", Seq: 1, Policy: "ns/b", Eligible: 10, Priority: 1, Mirrored: 3})
-	send(event.Header{VM: "new", Seq: 3, Policy: "ns/a", Eligible: 7})
+	send(event.Header{Pod: "gw-0", VM: "new", Seq: 3, Policy: "ns/a", Eligible: 7})
 	send(event.Header{VM: "new", Seq: 5, Policy: "ns/b", Eligible: 30, Priority: 2, Mirrored: 4})
 	send(event.Header{VM: "new", Seq: 4, Policy: "ns/b", Eligible: 20, Priority: 1, Mirrored: 3}) // late
 	send(event.Header{VM: "new", Seq: 6, Policy: "ns/b", Eligible: 3})                            // goes back
@@ -365,15 +365,15 @@ func TestDemands(t *testing.T) {
 	want := []load.Demand{
 		{Gateway: "ns/gw", VM: "before", Policy: "default/default", Eligible: 50, Mirrored: 6},
 		{Gateway: "ns/gw", VM: "lies", Policy: "default/default"},
-		{Gateway: "ns/gw", VM: "new", Policy: "ns/a", Eligible: 7},
 		{Gateway: "ns/gw", VM: "new", Policy: "ns/b", Eligible: 30, Priority: 2, Mirrored: 4},
+		{Gateway: "ns/gw-0", VM: "new", Policy: "ns/a", Eligible: 7},
 	}
 	if got := r.handler.Demands(); !slices.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
 	}
 	now = now.Add(10 * time.Minute)
-	send(event.Header{VM: "new", Seq: 7, Policy: "ns/a", Eligible: 8})
-	if got := r.handler.Demands(); len(got) != 2 || got[0].Eligible != 8 {
+	send(event.Header{Pod: "gw-0", VM: "new", Seq: 7, Policy: "ns/a", Eligible: 8})
+	if got := r.handler.Demands(); len(got) != 2 || got[1].Eligible != 8 {
 		t.Errorf("after a silence: %v", got)
 	}
 	// Room runs out in two ways: of policies, and of workers, which make it.

@@ -152,6 +152,10 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 // none, it is what the whole VM has seen and no policy left out.
 func (l *ledger) want(gateway string, b *event.Batch, vm *vmState) {
 	h := &b.Header
+	if h.Pod != "" {
+		namespace, _, _ := strings.Cut(gateway, "/")
+		gateway = namespace + "/" + h.Pod
+	}
 	d := load.Demand{Gateway: gateway, VM: h.VM, Policy: h.Policy, Eligible: h.Eligible, Priority: h.Priority, Mirrored: h.Mirrored}
 	if h.Policy == "" {
 		if len(b.Events) == 0 || !utf8.ValidString(b.Events[0].Policy) {
