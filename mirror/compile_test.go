@@ -272,24 +272,25 @@ func BenchmarkCompile(b *testing.B) {
 
 func TestEncodeShares(t *testing.T) {
 	var none *mirror.Shares
-	s := &mirror.Shares{Revision: "7", Default: []int{1_000_000, 50_000}, Pods: map[string][]int{"b": {2000}, "a": {300_000, 1_000_000}}}
-	if got, want := s.Encode(), "*\t1000000\t50000\na\t300000\t1000000\nb\t2000\n"; got != want || none.Encode() != "" {
+	s := &mirror.Shares{Revision: "7", Default: []mirror.Share{{1_000_000, 1_000_000}, {50_000, 1_000_000}},
+		Pods: map[string][]mirror.Share{"b": {{2000, 400_000}}, "a": {{300_000, 1_000_000}, {1_000_000, 1_000_000}}}}
+	if got, want := s.Encode(), "*\t1000000\t50000\na\t300000\t1000000\nb\t2000:400000\n"; got != want || none.Encode() != "" {
 		t.Errorf("encoded %q and %q", got, none.Encode())
 	}
 	for _, tt := range []struct {
 		pod         string
 		place, want int
 	}{{"a", 0, 300_000}, {"b", 0, 2000}, {"b", 1, mirror.Everything}, {"c", 1, 50_000}, {"c", 2, mirror.Everything}} {
-		if got := s.At(tt.pod, tt.place); got != tt.want {
+		if got := s.At(tt.pod, tt.place).PPM; got != tt.want {
 			t.Errorf("%s, policy %d: %d, want %d", tt.pod, tt.place, got, tt.want)
 		}
 	}
-	if none.At("a", 0) != mirror.Everything {
+	if none.At("a", 0) != (mirror.Share{PPM: mirror.Everything, Priority: mirror.Everything}) || s.At("b", 0).Priority != 400_000 {
 		t.Error("without shares, a share")
 	}
-	many := &mirror.Shares{Pods: map[string][]int{}}
+	many := &mirror.Shares{Pods: map[string][]mirror.Share{}}
 	for i := range 300 {
-		many.Pods[fmt.Sprintf("pod-%03d", i)] = []int{i}
+		many.Pods[fmt.Sprintf("pod-%03d", i)] = []mirror.Share{{PPM: i}}
 	}
 	if got := strings.Count(many.Encode(), "\n"); got != mirror.MaxSharePods {
 		t.Errorf("%d lines", got)

@@ -55,7 +55,7 @@ func (s Settings) StreamPPM() int {
 	most := 0
 	for i, p := range append([]Settings{s}, s.Next...) {
 		if p.Mode == policy.ModeMonitor {
-			most = max(most, min(p.SharePPM, s.Shares.At("", i)))
+			most = max(most, min(p.SharePPM, s.Shares.At("", i).PPM))
 		}
 	}
 	return most

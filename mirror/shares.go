@@ -11,20 +11,24 @@ import (
 // others have the default.
 const MaxSharePods = 256
 
-// Shares are the shares of exchanges that load control leaves the pods of a
-// gateway, in parts per million, a share a policy in the order of Settings and
-// its Next. They travel beside the settings, as they change far more often. A
-// policy's own sampling stays the ceiling; missing shares leave it alone.
+// Share is what load control leaves a policy at a gateway, in parts per million.
+type Share struct {
+	PPM      int // of routine exchanges; a policy's own sampling stays the ceiling
+	Priority int // of those of a class that sampling spares
+}
+
+// Shares are those of a gateway's pods, a share a policy in the order of Settings
+// and its Next; missing ones leave a policy as it is. They travel beside the
+// settings, as they change far more often.
 type Shares struct {
 	Revision string // names them: the plugin looks at them anew when it changes
-	Default  []int
-	Pods     map[string][]int // by the pod's name; at most MaxSharePods count
+	Default  []Share
+	Pods     map[string][]Share // by the pod's name; at most MaxSharePods count
 }
 
 // Encode writes them as the plugin reads them, in the form of Settings.Encode:
-//
-//   - N…        the default
-//     POD N…      a line a pod
+// a line "POD N[:N]…" for each pod, and one of the pod * for all others; behind the
+// colon stands the share of classes, unless it is all.
 //
 // No shares are an empty text.
 func (s *Shares) Encode() string {
@@ -32,36 +36,39 @@ func (s *Shares) Encode() string {
 		return ""
 	}
 	var b strings.Builder
-	record(&b, "*", numbers(s.Default)...)
+	record(&b, "*", shareFields(s.Default)...)
 	for i, pod := range slices.Sorted(maps.Keys(s.Pods)) {
 		if i == MaxSharePods {
 			break
 		}
-		record(&b, pod, numbers(s.Pods[pod])...)
+		record(&b, pod, shareFields(s.Pods[pod])...)
 	}
 	return b.String()
 }
 
-// At gives the share of the policy at a place, by a pod of this name; Everything
-// when there is none.
-func (s *Shares) At(pod string, place int) int {
+// At gives the share of the policy at a place, by a pod of this name; all when
+// there is none.
+func (s *Shares) At(pod string, place int) Share {
 	if s == nil {
-		return Everything
+		return Share{Everything, Everything}
 	}
 	shares, ok := s.Pods[pod]
 	if !ok {
 		shares = s.Default
 	}
 	if place >= len(shares) {
-		return Everything
+		return Share{Everything, Everything}
 	}
 	return shares[place]
 }
 
-func numbers(in []int) []string {
+func shareFields(in []Share) []string {
 	out := make([]string, len(in))
-	for i, n := range in {
-		out[i] = strconv.Itoa(n)
+	for i, s := range in {
+		out[i] = strconv.Itoa(s.PPM)
+		if s.Priority < Everything {
+			out[i] += ":" + strconv.Itoa(s.Priority)
+		}
 	}
 	return out
 }

@@ -555,21 +555,22 @@ local function parse_settings(text)
   s.qtypes = s.qtypes or parse_types({})
   s.rtypes = s.rtypes or parse_types({})
   s.mask = header_masks(s)
-  -- What events of classes that sampling spares begin with: the class is first,
-  -- so that nodes see it without reading more.
-  s.spared = {}
-  for class in pairs(s.always or {}) do s.spared[class] = pair("c", class) .. pair("p", s.policy or "") .. key("s") .. uint(1000000) .. key("t") end
   s.tally = tally_of(s.policy or "")
   s.salt = tonumber(sub(s.rev or "", 1, 8), 16) or 0
   return s
 end
 
--- share sets the share of exchanges that load control leaves a policy, in parts
--- per million and at most the policy's own: what every sampled event begins with
--- until the next one, and every batch's header.
-local function share(s, ppm, rev)
-  s.share = ppm and ppm < s.ppm and ppm or s.ppm
-  s.prefix = pair("p", s.policy or "") .. key("s") .. uint(s.share) .. key("t")
+-- share sets what load control leaves a policy, in parts per million and at most
+-- the policy's own: of all, and of the classes that sampling spares. Until the next
+-- one, events begin with it, and batches' headers hold its revision. A class comes
+-- first, so that nodes see it without reading more.
+local function share(s, text, rev)
+  local all, classes = string.match(text or "", "^(%d+):?(%d*)$")
+  all, classes = tonumber(all or ""), tonumber(classes or "")
+  s.share, s.class_share = all and all < s.ppm and all or s.ppm, classes or 1000000
+  local p = pair("p", s.policy or "") .. key("s")
+  s.prefix, s.spared = p .. uint(s.share) .. key("t"), {}
+  for class in pairs(s.always or {}) do s.spared[class] = pair("c", class) .. p .. uint(s.class_share) .. key("t") end
   s.header = "\142" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("pod", POD) .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
     .. pair("policy", s.policy or "") .. pair("policy_rev", s.rev or "") .. pair("share_rev", rev) .. key("seq")
 end
@@ -1191,7 +1192,7 @@ local function look(h, now)
     while s do
       if s.events > 0 then flush(h, s, now) end -- a batch is of one share
       i = i + 1
-      share(s, tonumber(list[i]), r)
+      share(s, list[i], r)
       s = s.next
     end
     shares_rev = r
@@ -1280,9 +1281,10 @@ local function begin(h)
     class = class_of(s.always, hs:get(":method") or "", hs:get(":path") or "")
     if class then t.priority = t.priority + 1 end
   end
-  if s.share < 1000000 and not class then
+  local part = class and s.class_share or s.share
+  if part < 1000000 then
     hs = hs or M.headers(h)
-    if place_of(hs, s) * 1000000 >= s.share then return skip(h, now, "sampled_out") end
+    if place_of(hs, s) * 1000000 >= part then return skip(h, now, "sampled_out") end
   end
   if open_count >= MAX_OPEN or open_bytes > MAX_OPEN_BYTES then sweep(h, now) end
   hs = hs or M.headers(h)

@@ -594,7 +594,7 @@ func TestEnvoyShares(t *testing.T) {
 		n := 0
 		share := func(ppm int) (sessions map[int]bool) {
 			t.Helper()
-			s.Shares = &mirror.Shares{Revision: strconv.Itoa(ppm), Default: []int{ppm}, Pods: map[string][]int{"elsewhere": {1}}}
+			s.Shares = &mirror.Shares{Revision: strconv.Itoa(ppm), Default: []mirror.Share{{PPM: ppm, Priority: mirror.Everything}}, Pods: map[string][]mirror.Share{"elsewhere": {{PPM: 1}}}}
 			r.push()
 			r.until("the share is in force", func() bool {
 				n++
