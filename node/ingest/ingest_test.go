@@ -267,6 +267,10 @@ func TestRingAge(t *testing.T) {
 	push(100)
 	age(105, 5)
 	age(99, 0) // a clock that went back
+	ring.Push(&event.Batch{Events: slices.Repeat([]event.Event{{Class: "Suspicious"}}, 12)}, "gw", at(110), 1)
+	if ring.Priority() != 12 || ring.Overflown() != 3 {
+		t.Errorf("%d are of a class, %d found no room", ring.Priority(), ring.Overflown())
+	}
 }
 
 func TestRingBoundsBytes(t *testing.T) {

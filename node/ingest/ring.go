@@ -42,6 +42,8 @@ type Ring struct {
 	queue    chan Exchange
 	maxBytes int64
 
+	priority, overflown atomic.Uint64
+
 	mu    sync.Mutex
 	bytes int64
 	head  time.Time // the oldest waiting exchange was received then or later
@@ -58,6 +60,12 @@ func (r *Ring) Push(b *event.Batch, gateway string, received time.Time, size int
 	if len(b.Events) == 0 {
 		return 0, 0
 	}
+	for i := range b.Events {
+		if b.Events[i].Class != "" {
+			r.priority.Add(1)
+		}
+	}
+	defer func() { r.overflown.Add(uint64(dropped)) }()
 	if !r.reserve(int64(size)) {
 		return 0, len(b.Events)
 	}
@@ -113,6 +121,13 @@ func (r *Ring) Age(now time.Time) time.Duration {
 
 // Len is the number of exchanges waiting.
 func (r *Ring) Len() int { return len(r.queue) }
+
+// Priority counts the exchanges of a class that sampling spares that came, also
+// those that found no room.
+func (r *Ring) Priority() uint64 { return r.priority.Load() }
+
+// Overflown counts the exchanges that found no room.
+func (r *Ring) Overflown() uint64 { return r.overflown.Load() }
 
 // Bytes is the memory held by exchanges waiting or being analysed.
 func (r *Ring) Bytes() int64 {
