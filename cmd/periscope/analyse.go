@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,17 +30,23 @@ type analysis struct {
 	engine   *detect.Engine
 	writer   *store.Writer
 	logger   *slog.Logger
+	urge     func() // tells control planes at once
 	delay    prometheus.Histogram
+	late     atomic.Bool   // exchanges wait for longer than urgentDelay
+	analysed atomic.Uint64 // exchanges
 }
 
-func newAnalysis(a analysis, reg prometheus.Registerer) *analysis {
+// urgentDelay is the wait of exchanges that control planes hear of at once.
+const urgentDelay = 10 * time.Millisecond
+
+func newAnalysis(a *analysis, reg prometheus.Registerer) *analysis {
 	a.delay = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "periscope_analysis_queue_seconds",
 		Help:    "Time from the receipt of an exchange to its analysis.",
 		Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8),
 	})
 	reg.MustRegister(a.delay)
-	return &a
+	return a
 }
 
 // run works with so many threads until the context ends.
@@ -71,7 +78,12 @@ func (a *analysis) lowerPriority() {
 
 func (a *analysis) inspect(x ingest.Exchange) {
 	defer x.Done()
-	a.delay.Observe(time.Since(x.Received).Seconds())
+	defer a.analysed.Add(1)
+	waited := time.Since(x.Received)
+	a.delay.Observe(waited.Seconds())
+	if late := waited > urgentDelay; a.late.Load() != late && a.late.Swap(late) != late && late {
+		a.urge()
+	}
 	p := nodepolicy.Policy{Paranoia: 1}
 	if x.Event.Flags&event.FlagLogOnly == 0 { // else it is of no policy
 		p, _ = a.policies.Lookup(x.Header.PolicyRev, x.Event.Policy)

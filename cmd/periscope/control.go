@@ -61,6 +61,9 @@ type controlFlags struct {
 	istiodToken     string
 	// Which build of the plugin gateways run; the default inside periscope up.
 	plugin pluginFlags
+	// Where nodes tell their load, and of periscope control alone: by TLS.
+	orcaPort int
+	orcaTLS  orcaClientFlags
 }
 
 // addMesh adds the flags that make the control plane a source of istiods'.
@@ -90,6 +93,7 @@ func (f *controlFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.ca, "upstream-ca", "", "certificate authorities that an https upstream is verified with, PEM; default: it is not verified")
 	flags.StringVar(&f.certFile, "tls-cert", "", "certificate chain of the HTTPS listener, PEM; default: self-signed")
 	flags.StringVar(&f.keyFile, "tls-key", "", "private key of the HTTPS listener, PEM")
+	flags.IntVar(&f.orcaPort, "orca-port", 9091, "port at which nodes tell their load (their --node-orca), at the address to which traffic is mirrored; 0: none is asked")
 	flags.StringVar(&f.gateway, "gateway", "default/gateway", "NAMESPACE/NAME of the gateway; it stands in for every gateway that a policy targets")
 }
 
@@ -157,6 +161,7 @@ with the bootstrap that periscope bootstrap prints.`,
 	}
 	f.add(cmd.Flags())
 	f.addTLS(cmd.Flags())
+	f.orcaTLS.add(cmd.Flags())
 	f.addMesh(cmd.Flags())
 	f.plugin.add(cmd.Flags())
 	cmd.Flags().StringSliceVar(&nodes, "node", []string{"127.0.0.1:5050"}, "IP address and port of an analysis node; may be repeated; without --upstream the default is the service that a policy names")
@@ -167,6 +172,7 @@ with the bootstrap that periscope bootstrap prints.`,
 type controlConfig struct {
 	controlFlags
 	nodes   []mirror.Endpoint
+	orca    []string // where nodes tell their load; nil: see --orca-port
 	dataDir string
 	strict  bool // refuse to start with a faulty policy
 	logger  *slog.Logger
@@ -178,6 +184,7 @@ type controlConfig struct {
 //	policy files ─► [1] source ──┬─► mirror.Compile ─► plan ─┬─► gateway.Maker ────┬─► [2] xDS server ─► gateways, nodes, istiods
 //	Kubernetes ───► [1] cluster ─┘                           ├─► node.Snapshot ────┤       │
 //	istiods ◄───── [1] readback ◄── Kubernetes               └─► mcp.Maker ────────┘       │
+//	nodes ◄─────── [5] loads ◄── their addresses in the plan
 //	operators ─► [4] /debug ◄─────────────────────────────── acknowledged, refused ────────┘
 //	             [3] listeners
 type control struct {
@@ -191,6 +198,7 @@ type control struct {
 	readback *readback         // nil: no istiod is asked
 	plugins  *plugins          // which build each gateway runs
 	reports  *xdsnode.Reports  // of nodes
+	loads    *loads            // of nodes; nil: none is asked
 	source   *source.Source    // nil: the default policy
 	server   *xds.Server
 	grpc     *grpc.Server
@@ -240,6 +248,10 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 		return nil, err
 	}
 	if c.plugins, err = openPlugins(ctx, pluginConfig{pluginFlags: cfg.plugin, dataDir: cfg.dataDir, logger: cfg.logger, reg: c.registry}); err != nil {
+		return nil, err
+	}
+	// [5] before [1], which tells it where nodes are.
+	if err := c.openLoads(); err != nil {
 		return nil, err
 	}
 	// [1]
@@ -353,12 +365,7 @@ func (c *control) run(ctx context.Context) error {
 	c.cfg.logger.Info("control plane started", "xds", c.xds.Addr().String(), "debug", c.debug.Addr().String())
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		stop := context.AfterFunc(ctx, c.grpc.Stop) // streams do not end by themselves
-		defer stop()
-		if err := c.grpc.Serve(c.xds); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("serve xDS: %w", err)
-		}
-		return nil
+		return serveGRPC(ctx, "xDS", c.xds, c.grpc)
 	})
 	group.Go(func() error {
 		return serve(ctx, c.debug, pages(c.pages, c.cfg.logger))
@@ -383,6 +390,9 @@ func (c *control) run(ctx context.Context) error {
 	}
 	if c.readback != nil {
 		group.Go(func() error { return c.readback.run(ctx) })
+	}
+	if c.loads != nil {
+		group.Go(func() error { return c.loads.run(ctx) })
 	}
 	group.Go(func() error { return c.runRollout(ctx) })
 	return group.Wait()

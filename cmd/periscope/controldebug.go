@@ -51,6 +51,7 @@ func (c *control) debugConfig() debug.Config {
 		NodeWires:    func(node string) []int { return c.wires()[node] },
 		Plan:         func() any { return c.current().plan },
 		Mesh:         func() any { return c.mesh() },
+		Pressure:     c.pressure,
 		Ledger:       func() any { return newLedger(c.reports.Reporters()) },
 		Info:         c.cfg.info,
 		Ready:        c.ready,

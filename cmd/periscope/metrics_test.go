@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "rewrite docs/metrics.md")
 // docs/metrics.md lists every metric of ours.
 func TestMetricsReference(t *testing.T) {
 	logger := slog.New(slog.DiscardHandler)
-	n, err := openNode(t.Context(), nodeConfig{nodeFlags: nodeFlags{listen: "127.0.0.1:0", admin: "127.0.0.1:0", workers: 1}, control: "127.0.0.1:1", name: "n", dataDir: t.TempDir(), logger: logger})
+	n, err := openNode(t.Context(), nodeConfig{nodeFlags: nodeFlags{listen: "127.0.0.1:0", admin: "127.0.0.1:0", orca: "127.0.0.1:0", workers: 1}, control: "127.0.0.1:1", name: "n", dataDir: t.TempDir(), logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func TestMetricsReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer view.listener.Close()
-	c, err := openControl(t.Context(), controlConfig{controlFlags: controlFlags{http: "127.0.0.1:8080", upstream: "http://127.0.0.1:9", gateway: "a/b", xds: "127.0.0.1:0", debug: "127.0.0.1:0"},
+	c, err := openControl(t.Context(), controlConfig{controlFlags: controlFlags{http: "127.0.0.1:8080", upstream: "http://127.0.0.1:9", gateway: "a/b", xds: "127.0.0.1:0", debug: "127.0.0.1:0", orcaPort: 9091},
 		nodes: []mirror.Endpoint{{Host: "127.0.0.1", Port: 1}}, dataDir: t.TempDir(), logger: logger})
 	if err != nil {
 		t.Fatal(err)

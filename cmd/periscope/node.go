@@ -35,6 +35,7 @@ type nodeFlags struct {
 	listen         string
 	insecureListen string
 	admin          string
+	orca           string
 	workers        int
 	retention      time.Duration
 }
@@ -43,6 +44,7 @@ func (f *nodeFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.listen, "node-listen", "127.0.0.1:5050", "loopback address for mirrored traffic")
 	flags.StringVar(&f.insecureListen, "insecure-listen", "", "address for mirrored traffic from anybody who can reach it, in place of --node-listen: nothing authenticates the sender")
 	flags.StringVar(&f.admin, "node-admin", "127.0.0.1:9090", "loopback address for the node's /live, /ready, /metrics and /debug")
+	flags.StringVar(&f.orca, "node-orca", "127.0.0.1:9091", "address at which control planes take the node's load reports; loopback, unless periscope node is given certificates for it")
 	flags.IntVar(&f.workers, "workers", 0, "threads that analyse; 0: one per core")
 	flags.DurationVar(&f.retention, "retention", 30*24*time.Hour, "how long attacks are kept after their last hit")
 }
@@ -50,6 +52,7 @@ func (f *nodeFlags) add(flags *pflag.FlagSet) {
 func newNode(o *options) *cobra.Command {
 	var f nodeFlags
 	var tls controlTLSFlags
+	var orca orcaServerFlags
 	var control, dataDir, name string
 	cmd := &cobra.Command{
 		Use:   "node",
@@ -75,7 +78,7 @@ periscope console shows what it has stored.`,
 			if err != nil {
 				return err
 			}
-			n, err := openNode(cmd.Context(), nodeConfig{nodeFlags: f, control: control, certs: client, name: name, dataDir: dir, logger: logger})
+			n, err := openNode(cmd.Context(), nodeConfig{nodeFlags: f, orcaTLS: orca, control: control, certs: client, name: name, dataDir: dir, logger: logger})
 			if err != nil {
 				return err
 			}
@@ -86,6 +89,7 @@ periscope console shows what it has stored.`,
 	f.add(cmd.Flags())
 	cmd.Flags().StringVar(&control, "control", "127.0.0.1:15051", "address of the control plane's xDS server")
 	tls.add(cmd.Flags())
+	orca.add(cmd.Flags())
 	cmd.Flags().StringVar(&name, "name", hostname(), "name of this node, as the control plane shows it")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the store")
 	return cmd
@@ -100,6 +104,7 @@ func hostname() string {
 
 type nodeConfig struct {
 	nodeFlags
+	orcaTLS orcaServerFlags
 	control string
 	certs   *certs.Client // nil: the control plane is reached in plain text
 	name    string
@@ -114,6 +119,7 @@ type nodeConfig struct {
 //	                 └─► [9] ext_proc ────┘                            │
 //	control plane ─► [7] policies ──────┴─────────────────┘
 //	control plane ◄─ [7] reports of what gateways run, from ingest
+//	control plane ◄─ [10] ORCA: load reports, from ring, analysis and ingest
 //	operators ─► [8] admin: /live /ready /metrics /debug
 //
 // Boxes are opened in the order of their numbers.
@@ -131,6 +137,7 @@ type node struct {
 	engine   *detect.Engine
 	policies *nodepolicy.Client
 	reporter *report.Reporter
+	orca     *orcaServer
 	admin    net.Listener
 	closers  []func() error
 }
@@ -188,7 +195,7 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err := n.openStreams(); err != nil {
 		return nil, err
 	}
-	n.analysis = newAnalysis(analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
+	n.analysis = newAnalysis(&analysis{ring: ring, urge: func() { n.orca.service.Urge() }, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
 	// [2] Late: who connects before that is served waits, and gateways would
 	// fill up what they may have under way.
 	if cfg.insecureListen != "" {
@@ -200,6 +207,10 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 	n.closers = append(n.closers, n.listener.Close)
+	// [10]
+	if err := n.openORCA(ctx); err != nil {
+		return nil, err
+	}
 	// [8]
 	if err := localweb.RequireLoopback("--node-admin", cfg.admin); err != nil {
 		return nil, err
@@ -256,7 +267,7 @@ func (n *node) openReporter() error {
 }
 
 func (n *node) run(ctx context.Context) error {
-	n.cfg.logger.Info("node started", "mirrored_traffic", n.listener.Addr().String(), "admin", n.admin.Addr().String(), "workers", n.cfg.workers, "store", storePath(n.cfg.dataDir))
+	n.cfg.logger.Info("node started", "mirrored_traffic", n.listener.Addr().String(), "admin", n.admin.Addr().String(), "orca", n.orca.listener.Addr().String(), "workers", n.cfg.workers, "store", storePath(n.cfg.dataDir))
 	// The writer outlives analysis: what was detected is stored.
 	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
 	writer, group := new(errgroup.Group), new(errgroup.Group)
@@ -266,6 +277,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.analysis.run(ctx, n.cfg.workers) })
 	group.Go(func() error { return n.policies.Run(ctx) })
 	group.Go(func() error { return n.reporter.Run(ctx) })
+	group.Go(func() error { return n.orca.run(ctx) })
 	group.Go(func() error { return n.storeGateways(ctx) })
 	if n.cfg.certs != nil {
 		group.Go(func() error { n.cfg.certs.Run(ctx); return nil })

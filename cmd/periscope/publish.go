@@ -78,6 +78,7 @@ func (c *control) hand(next controlState) error {
 		c.server.SetSnapshot(key, s)
 	}
 	c.state.Store(&next)
+	c.loads.watch(next.topology)
 	if last == nil || last.plan.Revision != next.plan.Revision {
 		c.plans.Inc()
 		c.cfg.logger.Info("plan published", "revision", next.plan.Revision, "policies", len(next.set.Policies), "gateways", len(next.plan.Gateways))

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 // listenLocal opens a TCP listener; what names it in errors.
@@ -30,6 +32,16 @@ func pages(h http.Handler, logger *slog.Logger) *http.Server {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
+}
+
+// serveGRPC serves on l until the context ends; what names it in errors.
+func serveGRPC(ctx context.Context, what string, l net.Listener, s *grpc.Server) error {
+	stop := context.AfterFunc(ctx, s.Stop) // streams do not end by themselves
+	defer stop()
+	if err := s.Serve(l); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve %s: %w", what, err)
+	}
+	return nil
 }
 
 // serve serves on l until the context ends, and then gives requests a second.

@@ -99,15 +99,16 @@ func runUp(ctx context.Context, f upFlags, logger *slog.Logger, out io.Writer) e
 		return err
 	}
 	var n *node
+	var orca []string
 	if len(endpoints) == 0 {
 		if n, err = openNode(ctx, nodeConfig{nodeFlags: f.nodeFlags, control: f.controlFlags.xds, name: "embedded", dataDir: dir, logger: logger}); err != nil {
 			return err
 		}
 		defer n.close()
-		endpoints = []mirror.Endpoint{reachable(n.listener.Addr())}
+		endpoints, orca = []mirror.Endpoint{reachable(n.listener.Addr())}, []string{n.orca.listener.Addr().String()}
 	}
 	// [2], [3]
-	c, err := openControl(ctx, controlConfig{controlFlags: f.controlFlags, nodes: endpoints, dataDir: dir, strict: true, logger: logger, info: func() any { return describeNode(n) }})
+	c, err := openControl(ctx, controlConfig{controlFlags: f.controlFlags, nodes: endpoints, orca: orca, dataDir: dir, strict: true, logger: logger, info: func() any { return describeNode(n) }})
 	if err != nil {
 		return err
 	}

@@ -83,7 +83,7 @@ func (s *secured) file(names ...string) string {
 
 func (s *secured) startControl(t *testing.T) *process {
 	t.Helper()
-	p := start(t, "control", "--upstream", s.upstream, "--http", s.http, "--https", "", "--data", s.dataDir, "--debug", s.debug, "--node", s.nodeListen,
+	p := start(t, "control", "--upstream", s.upstream, "--http", s.http, "--https", "", "--data", s.dataDir, "--debug", s.debug, "--node", s.nodeListen, "--orca-port", portOf(s.nodeORCA),
 		"--xds", s.xds, "--xds-tls-cert", s.file("xds.crt"), "--xds-tls-key", s.file("xds.key"), "--xds-tls-client-ca", s.clientCA)
 	p.waitFor("control plane started")
 	return p
@@ -93,7 +93,7 @@ func (s *secured) startControl(t *testing.T) *process {
 func (s *secured) startOther(t *testing.T, args ...string) (*process, string) {
 	t.Helper()
 	admin := envoytest.FreeAddr(t)
-	return start(t, append([]string{"node", "--node-listen", envoytest.FreeAddr(t), "--node-admin", admin, "--control", s.xds, "--data", t.TempDir()}, args...)...), admin
+	return start(t, append([]string{"node", "--node-listen", envoytest.FreeAddr(t), "--node-admin", admin, "--node-orca", "127.0.0.1:0", "--control", s.xds, "--data", t.TempDir()}, args...)...), admin
 }
 
 // move puts content in place as whoever renews certificates does.

@@ -121,14 +121,14 @@ func (p *process) waitFor(text string) {
 // rig is periscope up on ports of its own.
 type rig struct {
 	*process
-	http, https, console, xds, debug, nodeListen, nodeAdmin, dataDir string
+	http, https, console, xds, debug, nodeListen, nodeAdmin, nodeORCA, dataDir string
 }
 
 func newRig(t *testing.T) *rig {
 	envoytest.Path(t)
 	return &rig{
 		http: envoytest.FreeAddr(t), https: envoytest.FreeAddr(t), console: envoytest.FreeAddr(t), xds: envoytest.FreeAddr(t),
-		debug: envoytest.FreeAddr(t), nodeListen: envoytest.FreeAddr(t), nodeAdmin: envoytest.FreeAddr(t), dataDir: t.TempDir(),
+		debug: envoytest.FreeAddr(t), nodeListen: envoytest.FreeAddr(t), nodeAdmin: envoytest.FreeAddr(t), nodeORCA: envoytest.FreeAddr(t), dataDir: t.TempDir(),
 	}
 }
 
@@ -136,14 +136,19 @@ func newRig(t *testing.T) *rig {
 func (r *rig) up(t *testing.T, args ...string) *rig {
 	t.Helper()
 	r.process = start(t, append([]string{"up", "--envoy", envoytest.Path(t), "--data", r.dataDir, "--http", r.http, "--https", r.https, "--console", r.console,
-		"--xds", r.xds, "--debug", r.debug, "--node-listen", r.nodeListen, "--node-admin", r.nodeAdmin, "--concurrency", "1"}, args...)...)
+		"--xds", r.xds, "--debug", r.debug, "--node-listen", r.nodeListen, "--node-admin", r.nodeAdmin, "--node-orca", r.nodeORCA, "--orca-port", portOf(r.nodeORCA), "--concurrency", "1"}, args...)...)
 	r.waitFor("Periscope is up.")
 	return r
 }
 
+func portOf(addr string) string {
+	_, port, _ := net.SplitHostPort(addr)
+	return port
+}
+
 // nodeArgs are those of periscope node, as a process of its own.
 func (r *rig) nodeArgs() []string {
-	return []string{"node", "--node-listen", r.nodeListen, "--node-admin", r.nodeAdmin, "--control", r.xds, "--data", r.dataDir}
+	return []string{"node", "--node-listen", r.nodeListen, "--node-admin", r.nodeAdmin, "--node-orca", r.nodeORCA, "--control", r.xds, "--data", r.dataDir}
 }
 
 type attackRow struct {

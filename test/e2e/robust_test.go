@@ -253,7 +253,7 @@ func TestBadPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"check", bad}, {"up", "--envoy", envoytest.Path(t), "--data", dir, "--policy", bad, "--http", envoytest.FreeAddr(t), "--https", "", "--console", envoytest.FreeAddr(t),
-		"--xds", envoytest.FreeAddr(t), "--debug", envoytest.FreeAddr(t), "--node-listen", envoytest.FreeAddr(t), "--node-admin", envoytest.FreeAddr(t)}} {
+		"--xds", envoytest.FreeAddr(t), "--debug", envoytest.FreeAddr(t), "--node-listen", envoytest.FreeAddr(t), "--node-admin", envoytest.FreeAddr(t), "--node-orca", envoytest.FreeAddr(t)}} {
 		p := start(t, args...)
 		<-p.done
 		out := p.output()

@@ -48,6 +48,7 @@ type Config struct {
 	Plan         func() any                        // planz
 	Mesh         func() any                        // mesh
 	Ledger       func() any                        // ledgerz
+	Pressure     func() any                        // pressurez
 	Info         func() any                        // a free section on the index, such as insecure listeners
 	Ready        func() error                      // /ready; nil: always ready
 	Version      any                               // /version
@@ -159,6 +160,7 @@ func (p *Pages) list() []page {
 	add(c.Plan != nil, "planz", "the plan that follows from the policies", "", plain(c.Plan))
 	add(c.Mesh != nil, "mesh", "gateways and nodes there are, and the settings of this control plane", "", plain(c.Mesh))
 	add(c.Ledger != nil, "ledgerz", "what became of the exchanges, from gateways to the store, as nodes report", "", plain(c.Ledger))
+	add(c.Pressure != nil, "pressurez", "the load of each node, as it reports it, and of which nodes nothing is heard", "", plain(c.Pressure))
 	slices.SortFunc(pages, func(a, b page) int { return strings.Compare(a.name, b.name) })
 	return append(pages, page{"list", "the names of these pages", "", plain(func() any { return p.names() })})
 }

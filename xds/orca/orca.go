@@ -46,8 +46,8 @@ const (
 type Config struct {
 	// Credentials reach nodes by TLS; nil: in plain text, those on loopback alone.
 	Credentials credentials.TransportCredentials
-	// Deliver takes reports, of one goroutine. While it is busy only the newest of
-	// each node is kept.
+	// Deliver takes reports, of one goroutine; nil: only Nodes tells them. While it
+	// is busy only the newest of each node is kept.
 	Deliver    func(Update)
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -99,8 +99,8 @@ type Watcher struct {
 
 // New makes a Watcher; it starts nothing.
 func New(c Config) (*Watcher, error) {
-	if c.Deliver == nil || c.Logger == nil {
-		return nil, errors.New("make watcher of load reports: a taker and a logger are needed")
+	if c.Logger == nil {
+		return nil, errors.New("make watcher of load reports: a logger is needed")
 	}
 	c.stall, c.backoff = cmp.Or(c.stall, stallAfter), cmp.Or(c.backoff, maxBackoff)
 	w := &Watcher{config: c, log: c.Logger.With("component", "orca"), nodes: map[string]*watch{}, changed: make(chan struct{}, 1), arrived: make(chan struct{}, 1)}
@@ -193,7 +193,9 @@ func (w *Watcher) deliver(ctx context.Context) {
 		case <-w.arrived:
 		}
 		for _, u := range w.fresh() {
-			w.config.Deliver(u)
+			if w.config.Deliver != nil {
+				w.config.Deliver(u)
+			}
 		}
 	}
 }

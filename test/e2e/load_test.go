@@ -1,0 +1,112 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/periscope-mesh/periscope/test/envoytest"
+)
+
+type pressure struct {
+	Nodes []struct {
+		Address, State, Fault string
+		Restarts              int
+		Report                *struct {
+			Node               string
+			Analysed, Priority uint64
+			DelaySeconds       struct{ Worst float64 }
+			Demands            []struct {
+				Policy                       string
+				Eligible, Priority, Mirrored uint64
+			}
+		}
+	}
+}
+
+// A node tells its load and what its gateways want, by ORCA; one that is away,
+// and comes back as another, is told as such.
+func TestLoadReports(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	mustWrite(t, file, `apiVersion: periscope.dev/v1alpha1
+kind: MirrorPolicy
+metadata: {name: load}
+spec:
+  sampling: {percent: 20, always: [Suspicious]}
+`)
+	r := newRig(t)
+	r.up(t, "--node", r.nodeListen, "--policy", file)
+	var p pressure
+	state := func(what string, is func() bool) {
+		t.Helper()
+		envoytest.Eventually(t, 15*time.Second, what, func() bool {
+			p = pressure{}
+			getJSON(t, "http://"+r.debug+"/debug/pressurez", &p)
+			return len(p.Nodes) == 1 && is()
+		})
+	}
+	state("a fault without a node", func() bool { return p.Nodes[0].State == "connecting" && p.Nodes[0].Fault != "" })
+	node := start(t, r.nodeArgs()...)
+	node.waitFor("node started")
+	state("the node reports", func() bool { return p.Nodes[0].State == "reporting" && p.Nodes[0].Fault == "" })
+	synced(t, r.debug)
+
+	const each = 50
+	for i := range each {
+		get(t, fmt.Sprintf("http://%s/items/%d", r.http, i))
+		get(t, "http://"+r.http+"/etc/passwd")
+	}
+	state("what the gateway wants", func() bool {
+		n := p.Nodes[0].Report
+		return len(n.Demands) == 1 && n.Demands[0].Eligible >= 2*each && n.Demands[0].Priority >= each && n.Priority >= each && n.Analysed >= each
+	})
+	if d := p.Nodes[0].Report.Demands[0]; d.Policy != "default/load" || d.Mirrored < each || d.Mirrored > d.Eligible-each/2 {
+		t.Errorf("demand %+v", d)
+	}
+
+	node.stop(syscall.SIGKILL)
+	state("a fault", func() bool { return p.Nodes[0].Fault != "" && p.Nodes[0].Report != nil })
+	state("that it is stale", func() bool { return p.Nodes[0].State == "stale" })
+	again := start(t, r.nodeArgs()...)
+	again.waitFor("node started")
+	state("the new one", func() bool {
+		return p.Nodes[0].State == "reporting" && p.Nodes[0].Restarts == 1 && p.Nodes[0].Report.Analysed < each
+	})
+}
+
+// By TLS, with certificates on both sides, a node may tell its load on any
+// address.
+func TestLoadReportsTLS(t *testing.T) {
+	r, a, dir := newRig(t), newAuthority(t), t.TempDir()
+	ca := filepath.Join(dir, "ca.crt")
+	mustWrite(t, ca, a.pem)
+	pair := func(serial int64) (cert, key string) {
+		cert, key = filepath.Join(dir, fmt.Sprint(serial, ".crt")), filepath.Join(dir, fmt.Sprint(serial, ".key"))
+		certPEM, keyPEM := a.issue(serial, net.IPv4(127, 0, 0, 1))
+		mustWrite(t, cert, certPEM)
+		mustWrite(t, key, keyPEM)
+		return cert, key
+	}
+	nodeCert, nodeKey := pair(10)
+	port := portOf(r.nodeORCA)
+	start(t, append(r.nodeArgs(), "--node-orca", "0.0.0.0:"+port, "--node-orca-cert", nodeCert, "--node-orca-key", nodeKey, "--node-orca-client-ca", ca)...).waitFor("node started")
+	control := func(want string, args ...string) {
+		t.Helper()
+		debug := envoytest.FreeAddr(t)
+		start(t, append([]string{"control", "--upstream", "http://127.0.0.1:9", "--http", r.http, "--https", "", "--data", t.TempDir(), "--debug", debug, "--xds", envoytest.FreeAddr(t),
+			"--node", r.nodeListen, "--orca-port", port}, args...)...).waitFor("control plane started")
+		var p pressure
+		envoytest.Eventually(t, 15*time.Second, want, func() bool {
+			getJSON(t, "http://"+debug+"/debug/pressurez", &p)
+			return len(p.Nodes) == 1 && strings.Contains(p.Nodes[0].State+" "+p.Nodes[0].Fault, want)
+		})
+	}
+	cert, key := pair(20)
+	control("reporting", "--orca-ca", ca, "--orca-cert", cert, "--orca-key", key)
+	control("connecting rpc error: code = Unauthenticated", "--orca-ca", ca)
+	control("connecting rpc error: code = Unavailable")
+}
