@@ -53,7 +53,7 @@ type loadSource struct {
 func (s *loadSource) report() load.Report {
 	r := load.Report{
 		Node: s.name, Epoch: s.epoch, Uptime: time.Since(s.started),
-		Queue:    s.ring.Delay(),
+		Queue:    s.ring.Age(time.Now()),
 		Analysed: s.count(), Priority: s.ring.Priority(), Overflown: s.ring.Overflown(),
 		Demands: s.demands(),
 	}
