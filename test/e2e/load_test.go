@@ -28,8 +28,8 @@ type pressure struct {
 	}
 }
 
-// A node tells its load and what its gateways want, by ORCA; one that is away,
-// and comes back as another, is told as such.
+// A node tells its load and what its gateways want, by ORCA; one that is stopped
+// is stale, one that comes back as another is told as such.
 func TestLoadReports(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "policy.yaml")
 	mustWrite(t, file, `apiVersion: periscope.dev/v1alpha1
@@ -68,9 +68,21 @@ spec:
 		t.Errorf("demand %+v", d)
 	}
 
+	// Stopped, it is silent on a connection that stays open.
+	if err := node.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	state("that it is stale", func() bool { return p.Nodes[0].State == "stale" && p.Nodes[0].Report != nil })
+	state("that the stream was given up", func() bool { return strings.Contains(p.Nodes[0].Fault, "no report came in time") })
+	if err := node.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	state("it is back", func() bool {
+		return p.Nodes[0].State == "reporting" && p.Nodes[0].Fault == "" && p.Nodes[0].Restarts == 0
+	})
+
 	node.stop(syscall.SIGKILL)
 	state("a fault", func() bool { return p.Nodes[0].Fault != "" && p.Nodes[0].Report != nil })
-	state("that it is stale", func() bool { return p.Nodes[0].State == "stale" })
 	again := start(t, r.nodeArgs()...)
 	again.waitFor("node started")
 	state("the new one", func() bool {
