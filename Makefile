@@ -43,7 +43,7 @@ run: envoy build ## start everything: gateway on :8080 and :8443, console on :80
 	bin/periscope up --envoy "$(PERISCOPE_ENVOY)" --data .data $(RUN_ARGS)
 
 .PHONY: test
-test: tools browser build ## run every test, with the real Envoy and a real browser
+test: tools browser clang build ## run every test, with the real Envoy and a real browser
 	@[[ -n "$(RACE)" ]] || echo "no C compiler: testing without the race detector (Debian, as root: apt-get install gcc)" >&2
 	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) $$(go list ./... | grep -vE '/test/(conformance|e2e)$$')
 	REQUIRE_REAL=1 go test -p 1 $(RACE) -timeout 20m $(TEST_ARGS) ./test/conformance ./test/e2e # alone: they have promises of time to keep
@@ -77,6 +77,14 @@ bench-xds: ## what it costs to configure 10,000 gateways and 100 istiods (2 minu
 .PHONY: generate
 generate: ## regenerate committed code (needs PyPI for protoc)
 	hack/proto/generate.sh
+
+.PHONY: generate-bpf
+generate-bpf: clang ## recompile node/sockstat's eBPF programs (needs clang 14)
+	go generate ./node/sockstat
+
+.PHONY: clang
+clang: # the compiler with which the committed programs were made, which tests compare
+	@hack/tools/clang.sh
 
 .PHONY: clean
 clean: ## remove what was built and what periscope up kept

@@ -50,6 +50,7 @@ var allowed = map[string][]string{
 	"node/pressure":    {"mirror/load"},
 	"node/report":      {"xds/node/nodev1"},
 	"node/orca":        {"mirror/load"},
+	"node/sockstat":    {},
 	"node/decode":      {"mirror/event"},
 	"node/detect":      {"mirror/event", "node/decode", "node/attack"},
 	"node/attack":      {},

@@ -1,0 +1,92 @@
+package sockstat
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const (
+	rootCaps = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\n"
+	wholeMap = "         0          0 4294967295\n"
+)
+
+// tree makes the files of a host.
+func tree(t *testing.T, files map[string]string) host {
+	t.Helper()
+	root := t.TempDir()
+	for name, content := range files {
+		file := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return host{root}
+}
+
+// Each lack is told by its name.
+func TestRefuse(t *testing.T) {
+	for name, c := range map[string]struct {
+		change map[string]string // "": the file is away
+		want   string            // "": nothing
+	}{
+		"all there":       {nil, ""},
+		"no BTF":          {map[string]string{"sys/kernel/btf/vmlinux": ""}, "the kernel has no BTF"},
+		"integrity":       {map[string]string{"sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, ""},
+		"confidentiality": {map[string]string{"sys/kernel/security/lockdown": "none integrity [confidentiality]\n"}, "locked down"},
+		"no capability":   {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000000000\n"}, "lacks CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"},
+		"admin":           {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000201000\n"}, ""},
+		"admin alone":     {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000200000\n"}, "lacks CAP_NET_ADMIN"},
+		"three":           {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t000000c000001000\n"}, ""},
+		"user namespace":  {map[string]string{"proc/self/uid_map": "         0       1000          1\n"}, "user namespace"},
+		"garbage":         {map[string]string{"proc/self/status": "CapEff\n"}, "read own capabilities"},
+		"no /proc":        {map[string]string{"proc/self/status": ""}, "read own capabilities"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files := map[string]string{"sys/kernel/btf/vmlinux": "x", "proc/self/status": rootCaps, "proc/self/uid_map": wholeMap}
+			for f, content := range c.change {
+				files[f] = content
+				if content == "" {
+					delete(files, f)
+				}
+			}
+			err := tree(t, files).refuse()
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// The own cgroup, in the ways that hosts and containers mount it.
+func TestOwnCgroup(t *testing.T) {
+	for name, c := range map[string]struct{ groups, mounts, dir, want string }{
+		"version 2":       {"0::/system.slice/node\n", "25 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "sys/fs/cgroup/system.slice/node", "/sys/fs/cgroup/system.slice/node"},
+		"hybrid":          {"9:cpu:/a\n1:name=systemd:/\n0::/node\n", "30 1 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 1 0:3 / /sys/fs/cgroup/unified rw shared:3 - cgroup2 none rw\n", "sys/fs/cgroup/unified/node", "/sys/fs/cgroup/unified/node"},
+		"root":            {"0::/\n", "25 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "sys/fs/cgroup", "/sys/fs/cgroup"},
+		"own namespace":   {"0::/\n", "25 1 0:1 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup", "/sys/fs/cgroup"},
+		"bind mount":      {"0::/pods/a/node\n", "25 1 0:1 /pods/a /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup/node", "/sys/fs/cgroup/node"},
+		"version 1":       {"9:cpu:/\n", "30 1 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n", "", "in no cgroup of version 2"},
+		"not mounted":     {"9:cpu:/\n0::/\n", "30 1 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n", "", "no cgroup of version 2 is mounted"},
+		"another subtree": {"0::/pods/b\n", "25 1 0:1 /pods/a /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup", "not below any mounted one"},
+		"outside":         {"0::/../b\n", "25 1 0:1 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup", "not below any mounted one"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := tree(t, map[string]string{"proc/self/cgroup": c.groups, "proc/self/mountinfo": c.mounts})
+			if err := os.MkdirAll(h.path(c.dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			got, err := h.ownCgroup()
+			if err != nil {
+				got = err.Error()
+			}
+			if got != c.want && (err == nil || !strings.Contains(got, c.want)) {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}
