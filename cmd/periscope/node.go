@@ -92,6 +92,7 @@ periscope console shows what it has stored.`,
 	orca.add(cmd.Flags())
 	cmd.Flags().StringVar(&name, "name", hostname(), "name of this node, as the control plane shows it")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the store")
+	cmd.AddCommand(newNodeBPF(o))
 	return cmd
 }
 

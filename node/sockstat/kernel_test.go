@@ -2,10 +2,14 @@ package sockstat
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -433,5 +437,68 @@ func TestMultipath(t *testing.T) {
 		if s.Multipath != hidden || s.Total.Bytes != bytes {
 			t.Errorf("%s: %d by Multipath TCP, %+v", s.Backend, s.Multipath, s.Total)
 		}
+	}
+}
+
+// What is loaded says by whom and for what; loading again replaces it in one
+// step, and sockets stay in sight.
+func TestLoad(t *testing.T) {
+	if !netnstest.Isolate(t) {
+		return
+	}
+	r := newRig(t, listenTCP)
+	dial(t, first)
+	s, err := ReadStatus(r.pin)
+	if err != nil || s.Version != "test" || s.Cgroup != r.cgroup || !slices.Equal(s.Ports, []uint16{5050}) || s.Listeners != 1 || s.Sockets != 1 || time.Since(s.Loaded) > time.Minute {
+		t.Errorf("%+v %v", s, err)
+	}
+	if _, err := Load(Programs{Cgroup: r.cgroup, Pin: r.pin, Ports: []uint16{1, 5050}, Version: strings.Repeat("v", 100)}); err != nil {
+		t.Fatal(err)
+	}
+	s, err = ReadStatus(r.pin)
+	if err != nil || s.Version != strings.Repeat("v", 39) || !slices.Equal(s.Ports, []uint16{1, 5050}) || s.Listeners != 1 || s.Sockets != 1 {
+		t.Errorf("loaded again: %+v %v", s, err)
+	}
+	dial(t, second)
+	r.until("two connections", func(s Snapshot) bool { return s.Total.Connections == 2 || s.Backend == InProcess })
+
+	parent := filepath.Dir(r.pin)
+	if err := os.Chmod(parent, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	warnings, err := Load(Programs{Cgroup: r.cgroup, Pin: r.pin, Ports: []uint16{5050}})
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], parent+" is closed to them") {
+		t.Error(warnings, err)
+	}
+	for _, c := range []struct {
+		Programs
+		want string
+	}{
+		{Programs{Cgroup: r.cgroup, Pin: r.pin}, "0 ports"},
+		{Programs{Cgroup: r.cgroup, Pin: r.pin, Ports: make([]uint16, 9)}, "9 ports"},
+		{Programs{Cgroup: "/tmp", Pin: r.pin, Ports: []uint16{1}}, "/tmp is no cgroup of version 2"},
+		{Programs{Cgroup: r.cgroup + "/none", Pin: r.pin, Ports: []uint16{1}}, "no such file"},
+		{Programs{Cgroup: r.cgroup, Pin: "/tmp/none", Ports: []uint16{1}}, "/tmp/none is in no BPF file system (mount -t bpf"},
+	} {
+		if _, err := Load(c.Programs); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.Programs, err, c.want)
+		}
+	}
+	lock, err := makePin(r.pin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(Programs{Cgroup: r.cgroup, Pin: r.pin, Ports: []uint16{1}}); err == nil || !strings.Contains(err.Error(), "somebody else is loading") {
+		t.Error(err)
+	}
+	lock.Close()
+	if err := Unload(r.pin); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(r.pin); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := Unload(r.pin); err == nil || !strings.Contains(err.Error(), "nothing is loaded") {
+		t.Error(err)
 	}
 }

@@ -36,19 +36,16 @@ func Load(c Programs) (warnings []string, err error) {
 	if c.Pin, err = filepath.Abs(c.Pin); err != nil {
 		return nil, err
 	}
-	if err := (host{}).refuse(); err != nil {
-		return nil, err
-	}
-	dir, err := makePin(c.Pin)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
 	p, err := attach(host{}, c.Cgroup, c.Ports, c.Version)
 	if err != nil {
 		return nil, err
 	}
 	defer p.close() // pinned, they stay
+	dir, err := makePin(c.Pin)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
 	if err := pinAs(c.Pin, pinnedOpened, 0o600, p.opened.Pin); err != nil {
 		return nil, err
 	}
