@@ -13,11 +13,13 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/mirror/load"
@@ -444,6 +446,31 @@ func TestListenRefusesNonLoopback(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
+}
+
+// Sockets that counters watch are plain TCP, and who counts gets at them.
+func TestListenPlainTCP(t *testing.T) {
+	wrapped := 0
+	l, err := ingest.Listen(t.Context(), "127.0.0.1:0", false, func(l net.Listener) net.Listener {
+		wrapped++
+		raw, err := l.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = raw.Control(func(fd uintptr) {
+			if p, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || p != unix.IPPROTO_TCP {
+				t.Errorf("protocol %d, %v", p, err)
+			}
+		})
+		return l
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if wrapped != 1 {
+		t.Errorf("wrapped %d times", wrapped)
+	}
 }
 
 // A 100 MiB body over a real connection is refused without being held.

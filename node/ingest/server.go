@@ -16,8 +16,9 @@ import (
 const maxConnections = 1024
 
 // Listen opens the listener for mirrored traffic. Unless insecure, only
-// loopback addresses are taken: nothing authenticates the other end yet.
-func Listen(ctx context.Context, addr string, insecure bool) (net.Listener, error) {
+// loopback addresses are taken: nothing authenticates the other end yet. Who
+// needs the sockets themselves gets them by wrap: what is returned hides them.
+func Listen(ctx context.Context, addr string, insecure bool, wrap ...func(net.Listener) net.Listener) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for mirrored traffic: %q is not host:port: %w", addr, err)
@@ -32,6 +33,9 @@ func Listen(ctx context.Context, addr string, insecure bool) (net.Listener, erro
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for mirrored traffic: %w", err)
+	}
+	for _, w := range wrap {
+		l = w(l)
 	}
 	return netutil.LimitListener(l, maxConnections), nil
 }
