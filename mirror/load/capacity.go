@@ -10,12 +10,14 @@ const Target = 5 * time.Millisecond
 
 const (
 	capacitySpan = 300 * time.Millisecond // e-folding time of the estimate
-	memoryFall   = time.Second            // of what is remembered, while saturation contradicts it
+	followSpan   = 50 * time.Millisecond  // the same of what is made of smooth figures
+	memorySpan   = time.Second            // of what is remembered
 	memoryFade   = 10 * time.Minute       // of the same, unused
-	leastUse     = 0.2                    // below this utilization, exchanges by CPU time are mostly noise
-	goodUse      = 0.5                    // above it, good enough to be remembered
-	maxRate      = 1e7                    // exchanges a second; more is garbage
-	maxUse       = 1.5
+	idleUse      = 0.05
+	leastUse     = 0.2 // below this utilization, exchanges by CPU time are mostly noise
+	goodUse      = 0.5 // above it, good enough to be remembered
+	maxRate      = 1e7 // exchanges a second; more is garbage
+	maxUse       = 4   // as much may be read of the CPU time that there is; more is garbage
 )
 
 // Capacity estimates how many exchanges a second a node can analyse, from what it
@@ -27,8 +29,10 @@ const (
 // is all that it has; and what it once could do, as long as it is not late.
 type Capacity struct {
 	rate  float64
-	best  float64       // remembered
-	full  float64       // utilization read when late; 0: never late so far
+	y, u  float64       // exchanges a second and utilization, smooth: the two are rarely read at one moment
+	best  float64       // remembered, as long as nothing contradicts it
+	top   float64       // the most that was remembered
+	full  float64       // utilization read when all is used; 0: 1
 	delay time.Duration // at the end of the last interval
 }
 
@@ -45,43 +49,50 @@ type Interval struct {
 func (c *Capacity) Add(i Interval) bool {
 	span := i.Length.Seconds()
 	y := float64(i.Analysed) / span
-	if span <= 0 || y > maxRate || float64(i.Discarded)/span > maxRate || !(i.Utilization >= 0) || math.IsInf(i.Utilization, 0) || i.Delay < 0 {
+	if span <= 0 || y > maxRate || float64(i.Discarded)/span > maxRate || !(i.Utilization >= 0 && i.Utilization <= maxUse) || i.Delay < 0 {
 		return false
 	}
 	late := min(c.delay, i.Delay) > 2*Target
 	c.delay = i.Delay
-	u := min(i.Utilization, maxUse)
+	u := i.Utilization
 	// Discarding takes time as well: an interval full of it says less of analysis.
 	weight := 1.0
 	if i.Discarded > 0 {
 		weight = float64(i.Analysed) / float64(i.Analysed+i.Discarded)
 	}
-	gain := weight * Gain(i.Length, capacitySpan)
+	gain := Gain(i.Length, capacitySpan)
+	if c.y == 0 && c.u == 0 {
+		gain = 1
+	}
+	c.y += weight * gain * (y - c.y)
+	c.u += weight * gain * (u - c.u)
+	memory := Gain(i.Length, memorySpan)
+	if c.full == 0 {
+		c.full = 1
+	}
+	c.full = max(c.full, c.u) // nothing uses more than all
 	if late {
-		if c.full == 0 {
-			c.full = max(0.1, u)
-		}
-		c.full = max(0.1, c.full+gain*(u-c.full))
-		c.toward(y, gain)
-		c.best = max(c.rate, c.best+weight*Gain(i.Length, memoryFall)*(c.rate-c.best))
+		c.full = max(0.1, c.full+memory*(u-c.full))
+		c.toward(y, weight*gain)
+		c.best = min(c.rate, c.best+weight*memory*max(0, c.rate-c.best))
 		return true
 	}
-	if c.full > 0 {
-		u /= c.full
-	}
-	c.best *= math.Exp(-span / memoryFade.Seconds())
+	u = c.u / c.full
+	fade := math.Exp(-span / memoryFade.Seconds())
+	c.best *= fade
+	c.top = max(c.top*fade, c.best)
 	switch {
 	case u > leastUse:
-		c.toward(max(y/u, c.best), gain)
+		c.toward(max(c.y/u, c.best), weight*Gain(i.Length, followSpan))
 		if u > goodUse {
-			c.best = max(c.best, c.rate)
+			c.best = max(c.best, c.best+memory*(c.rate-c.best))
 		}
-	case y > 0 && c.rate > 0:
-		// A node that has so much left can do this much at least. Without this, one
-		// that stood still for a while would be believed unable for ever.
-		c.toward(max(c.rate, c.best, y/leastUse), Gain(i.Length, memoryFall))
+	case u < idleUse:
+		// Little is known of an idle node: what it did once is as good as anything.
+		// Otherwise one that stood still for a while would be believed unable for ever.
+		c.toward(max(c.rate, c.top), memory)
 	case c.rate > 0:
-		c.toward(max(c.rate, c.best), Gain(i.Length, memoryFall))
+		c.toward(max(c.rate, c.best, c.y/leastUse), memory) // it can do this much at least
 	}
 	return true
 }

@@ -24,9 +24,10 @@ type Report struct {
 	Queue  time.Duration // exchanges between reading and analysis
 	Lag    time.Duration // from a batch's sending to its reading, beyond the least seen of late: clocks may disagree
 
-	Utilization float64 // of the CPU time that the node may use, 0 to 1; above 1: counted too low
-	Capacity    float64 // exchanges a second, the node's own estimate; 0: none yet
-	Rate        float64 // exchanges analysed a second, of late
+	Utilization float64       // of the CPU time that the node may use, 0 to 1; above 1: counted too low
+	Busy        time.Duration // CPU time so far, by what the node may use at a time: Utilization, summed up over Uptime. 0: it doesn't say
+	Capacity    float64       // exchanges a second, the node's own estimate; 0: none yet
+	Rate        float64       // exchanges analysed a second, of late
 
 	Analysed  uint64 // exchanges
 	Priority  uint64 // of those that arrived, the ones of a priority class

@@ -21,7 +21,7 @@ const (
 	maxName      = 256                 // bytes of a name, before it is escaped
 	maxNames     = MaxBytes - 1<<20    // bytes of demands' names, escaped, with what is around them
 	maxCount     = 1 << 53             // what a float64 holds exactly
-	maxRPS      = 1e12                // exchanges a second
+	maxRPS       = 1e12                // exchanges a second
 	maxShare     = 1000                // utilisation
 	maxSeconds   = 100 * 365 * 86400   // of a duration
 	perMetric    = 24                  // bytes around a metric's name

@@ -36,6 +36,7 @@ type Sample struct {
 	At     time.Duration // by a monotonic clock
 	Kernel time.Duration // age of the oldest bytes in a socket
 	Queue  time.Duration // age of the oldest exchange between reading and analysis
+	Queued int           // exchanges there: their number tells sooner than their age
 	Lag    time.Duration // see Lags
 
 	CPU  time.Duration // CPU time used so far, by all that shares CPUs
@@ -47,12 +48,23 @@ type Sample struct {
 
 // Level is a node's load.
 type Level struct {
-	Kernel, Queue time.Duration // as sampled, bounded
-	Lag           time.Duration // as far as it is believed
-	Delay         time.Duration // the worst of them
-	Utilization   float64       // of the CPU time that the node may use; above 1: CPUs was too low
-	Rate          float64       // exchanges analysed a second
-	Capacity      float64       // exchanges a second that it could analyse; 0: not known yet
+	Kernel      time.Duration // as sampled, bounded
+	Queue       time.Duration // likewise, or how long what is queued will take, if that is longer
+	Lag         time.Duration // as far as it is believed
+	Delay       time.Duration // the worst of them
+	Utilization float64       // of the CPU time that the node may use; above 1: CPUs was too low
+	Busy        time.Duration // the same, summed up over time
+	Rate        float64       // exchanges analysed a second
+	Capacity    float64       // exchanges a second that it could analyse; 0: not known yet
+}
+
+// Wait is how long so many exchanges between reading and analysis will take: what
+// the guard goes by between samples, as much can come in 10 ms. 0: not known.
+func (l Level) Wait(queued int) time.Duration {
+	if l.Capacity <= 0 || queued <= 0 {
+		return 0
+	}
+	return time.Duration(min(float64(queued)/l.Capacity, MaxDelay.Seconds()) * float64(time.Second))
 }
 
 // Fault is something wrong with a sample: a closed set.
@@ -89,6 +101,7 @@ func (m *Meter) Add(s Sample) (Level, Fault) {
 	if bad {
 		fault = FaultValue
 	}
+	s.Queue = max(s.Queue, m.level.Wait(s.Queued))
 	m.level.Kernel, m.level.Queue = s.Kernel, s.Queue
 	if f := m.rates(s); f != FaultNone {
 		fault = f
@@ -131,6 +144,7 @@ func (m *Meter) rates(s Sample) Fault {
 	}) {
 		return FaultCounter
 	}
+	m.level.Busy += time.Duration(use * float64(gap))
 	gain := load.Gain(gap, useSpan)
 	m.level.Utilization += gain * (use - m.level.Utilization)
 	m.level.Rate += gain * (float64(s.Analysed-last.Analysed)/gap.Seconds() - m.level.Rate)

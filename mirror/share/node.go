@@ -1,0 +1,127 @@
+package share
+
+import (
+	"math"
+	"strings"
+	"time"
+
+	"github.com/periscope-mesh/periscope/mirror/load"
+)
+
+const (
+	// staleAfter is how long a node counts in full without a report: nodes report
+	// every 50 ms under load, and twice a second without.
+	staleAfter = time.Second
+	staleSpan  = 500 * time.Millisecond // e-folding time of a stale node's capacity
+	goneAfter  = 10 * time.Minute
+
+	minInterval = 5 * time.Millisecond
+	maxInterval = 2 * time.Second // between reports of which rates are made
+	maxApart    = time.Second     // of a node's time line from ours
+	maxDelay    = 2 * time.Second // counted of a node's
+	maxCapacity = 1e7
+)
+
+// node is what is known of one.
+type node struct {
+	name     string
+	known    bool
+	report   load.Report   // the latest, without demands
+	at       time.Duration // of its arrival
+	offset   time.Duration // our time line less its Uptime, at best
+	capacity load.Capacity
+	rate     float64 // exchanges analysed a second
+	gained   bool    // has told two reports
+
+	since     time.Duration // when we heard of this epoch of it
+	restarted bool
+	taken     map[*worker]intake
+}
+
+// advance takes a report. It tells whether that is later than what is known.
+func (n *node) advance(r *load.Report, at time.Duration, faults map[Fault]uint64) bool {
+	last := n.report
+	restarted := n.known && r.Epoch != last.Epoch
+	if restarted {
+		faults[FaultEpoch]++
+		clear(n.taken)
+	}
+	if !n.known || restarted {
+		n.known, n.restarted, n.since, n.at, n.offset = true, restarted, at, at, at-r.Uptime
+		n.keep(r)
+		return true
+	}
+	interval := r.Uptime - last.Uptime
+	if interval < 0 {
+		faults[FaultUptime]++
+		return false
+	}
+	n.at = at
+	n.offset += interval / 10_000 // clocks drift
+	switch apart := at - r.Uptime - n.offset; {
+	case apart < 0:
+		n.offset += apart
+	case apart > maxApart:
+		n.offset += apart
+		faults[FaultClock]++
+	}
+	n.keep(r)
+	if interval < minInterval { // what was counted counts with the next one
+		k := &n.report
+		k.Uptime, k.Analysed, k.Discarded, k.Busy = last.Uptime, last.Analysed, last.Discarded, last.Busy
+		return true
+	}
+	n.gained = true
+	if interval > maxInterval {
+		return true
+	}
+	use := r.Utilization
+	if r.Busy > 0 && r.Busy >= last.Busy {
+		use = (r.Busy - last.Busy).Seconds() / interval.Seconds() // of the very interval
+	}
+	if r.Analysed < last.Analysed || r.Discarded < last.Discarded || !n.capacity.Add(load.Interval{
+		Length: interval, Analysed: r.Analysed - last.Analysed, Discarded: r.Discarded - last.Discarded,
+		Utilization: use, Delay: n.delay(),
+	}) {
+		faults[FaultCounter]++
+		return true
+	}
+	n.rate = float64(r.Analysed-last.Analysed) / interval.Seconds()
+	return true
+}
+
+func (n *node) keep(r *load.Report) {
+	n.report = *r
+	n.report.Node, n.report.Demands = n.name, nil
+	n.report.Sockets.Backend = strings.Clone(r.Sockets.Backend[:min(len(r.Sockets.Backend), maxName)])
+}
+
+// delay of the node, bounded: garbage must not stop everybody for long.
+func (n *node) delay() time.Duration {
+	return min(max(n.report.Delay(), 0), maxDelay)
+}
+
+// rateCapacity is the estimate of its capacity, or its own, or 0.
+func (n *node) rateCapacity() float64 {
+	if c := n.capacity.Rate(); c > 0 {
+		return c
+	}
+	if c := n.report.Capacity; c > 0 && c <= maxCapacity {
+		return c
+	}
+	return 0
+}
+
+// presence is how much the node counts, 0 to 1.
+func (n *node) presence(now time.Duration) float64 {
+	if !n.known {
+		return 0
+	}
+	p := math.Exp(-max(0, now-n.at-staleAfter).Seconds() / staleSpan.Seconds())
+	if p < 0.01 {
+		return 0
+	}
+	return p
+}
+
+func (n *node) fresh(now time.Duration) bool { return n.known && now-n.at <= staleAfter }
