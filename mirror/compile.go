@@ -185,6 +185,8 @@ func settings(p *policy.MirrorPolicy, g Gateway, revision string) Settings {
 		PolicyID:  p.ID(),
 		PolicyRev: revision,
 		SharePPM:  int(math.Round(p.Spec.Sampling.Percent * 1e4)),
+		MinPPM:    int(math.Round(p.Spec.Sampling.Adaptive.MinPercent * 1e4)),
+		ByPod:     g.Selector != nil,
 		Mode:      p.Spec.Mode,
 		Match:     p.Spec.Match,
 		Exclude:   p.Spec.Exclude,

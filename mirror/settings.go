@@ -18,6 +18,8 @@ type Settings struct {
 	PolicyRev string // the governing policy's own revision, see NodePolicy
 	Cluster   string // that mirrored traffic goes to; empty: periscope_mirror
 	SharePPM  int    // sampling probability in parts per million: the policy's, load control's ceiling
+	MinPPM    int    `json:"-"` // load control's floor; gateways are not told
+	ByPod     bool   `json:"-"` // the gateway's pods are told apart, by their own word
 	// Session is what tells the sessions that sampling keeps or leaves out as a
 	// whole.
 	Session policy.Session `json:",omitzero"`
@@ -37,8 +39,8 @@ type Settings struct {
 	Mask     policy.Mask
 	// Next are the settings of the gateway's other policies by precedence. The
 	// first that Hosts, Except and Match hold for governs an exchange; whether it
-	// is mirrored is then that one's to say. Gateway and Cluster are the same for
-	// all.
+	// is mirrored is then that one's to say. Gateway, Cluster and ByPod are the
+	// same for all.
 	Next []Settings `json:",omitempty"`
 	// Shares are load control's, for all policies; nil: none. They are no part of
 	// the settings' revision.
@@ -74,7 +76,7 @@ func (s Settings) Copies() bool {
 //
 //	gateway ns/name          policy ns/name       rev R          cluster NAME
 //	ppm N                    mode Off|Monitor     request N      response N
-//	session cookie|header NAME
+//	session cookie|header NAME                    by_pod
 //	hosts   (h|w)VALUE…      except (h|w)VALUE…
 //	match   (h|w|e|p)VALUE…  one record an entry: host, wildcard host's suffix,
 //	exclude (h|w|e|p)VALUE…  exact path, path prefix without a slash at its end
@@ -86,7 +88,7 @@ func (s Settings) Encode() string {
 	s.encode(&b)
 	for _, next := range s.Next {
 		b.WriteByte('\n')
-		next.Gateway, next.Cluster = s.Gateway, s.Cluster
+		next.Gateway, next.Cluster, next.ByPod = s.Gateway, s.Cluster, s.ByPod
 		next.encode(&b)
 	}
 	return b.String()
@@ -110,6 +112,9 @@ func (s Settings) encode(b *strings.Builder) {
 		record(b, "session", "cookie", s.Session.Cookie)
 	} else if s.Session.Header != "" {
 		record(b, "session", "header", s.Session.Header)
+	}
+	if s.ByPod {
+		b.WriteString("by_pod\n")
 	}
 	record(b, "hosts", hostFields(s.Hosts)...)
 	record(b, "except", hostFields(s.Except)...)

@@ -30,14 +30,9 @@ type analysis struct {
 	engine   *detect.Engine
 	writer   *store.Writer
 	logger   *slog.Logger
-	urge     func() // tells control planes at once
 	delay    prometheus.Histogram
-	late     atomic.Bool   // exchanges wait for longer than urgentDelay
 	analysed atomic.Uint64 // exchanges
 }
-
-// urgentDelay is the wait of exchanges that control planes hear of at once.
-const urgentDelay = 10 * time.Millisecond
 
 func newAnalysis(a *analysis, reg prometheus.Registerer) *analysis {
 	a.delay = prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -79,11 +74,7 @@ func (a *analysis) lowerPriority() {
 func (a *analysis) inspect(x ingest.Exchange) {
 	defer x.Done()
 	defer a.analysed.Add(1)
-	waited := time.Since(x.Received)
-	a.delay.Observe(waited.Seconds())
-	if late := waited > urgentDelay; a.late.Load() != late && a.late.Swap(late) != late && late {
-		a.urge()
-	}
+	a.delay.Observe(time.Since(x.Received).Seconds())
 	p := nodepolicy.Policy{Paranoia: 1}
 	if x.Event.Flags&event.FlagLogOnly == 0 { // else it is of no policy
 		p, _ = a.policies.Lookup(x.Header.PolicyRev, x.Event.Policy)

@@ -199,6 +199,7 @@ type control struct {
 	plugins  *plugins          // which build each gateway runs
 	reports  *xdsnode.Reports  // of nodes
 	loads    *loads            // of nodes; nil: none is asked
+	sharing  *sharing          // of nodes' capacity; nil: shares are those of the policies
 	source   *source.Source    // nil: the default policy
 	server   *xds.Server
 	grpc     *grpc.Server
@@ -393,6 +394,7 @@ func (c *control) run(ctx context.Context) error {
 	}
 	if c.loads != nil {
 		group.Go(func() error { return c.loads.run(ctx) })
+		group.Go(func() error { return c.sharing.run(ctx) })
 	}
 	group.Go(func() error { return c.runRollout(ctx) })
 	return group.Wait()

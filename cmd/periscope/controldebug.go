@@ -111,7 +111,9 @@ func nodeRevision(r xds.Resource) string {
 
 func (c *control) shares() []debug.Share {
 	var out []debug.Share
+	decisions := c.sharing.decisions()
 	for _, g := range c.current().plan.Gateways {
+		shares := g.Settings.Shares
 		share := debug.Share{Gateway: g.Gateway.ID(), Carrier: "settings filter, by our ADS", Resource: gateway.SettingsFilter}
 		if g.Settings.Transport == policy.TransportExtProc {
 			share.Carrier, share.Resource = "sampling filter around ext_proc, by our ADS", gateway.PluginFilter
@@ -122,8 +124,22 @@ func (c *control) shares() []debug.Share {
 		if g.Policy == "" {
 			out = append(out, share)
 		}
-		for _, s := range g.Policies() {
-			share.Policy, share.Percent = s.PolicyID, float64(s.SharePPM)/1e4
+		for i, s := range g.Policies() {
+			of := func(pod string) float64 { return float64(min(s.SharePPM, shares.At(pod, i).PPM)) / 1e4 }
+			share.Policy, share.Percent, share.Ceiling, share.Pods = s.PolicyID, of(""), float64(s.SharePPM)/1e4, nil
+			if shares != nil {
+				share.Revision = shares.Revision
+				for pod := range shares.Pods {
+					if share.Pods == nil {
+						share.Pods = map[string]float64{}
+					}
+					share.Pods[pod] = of(pod)
+				}
+			}
+			share.Decisions = nil
+			if d := decisions[decided{g.Gateway.ID(), s.PolicyID}]; len(d) > 0 {
+				share.Decisions = d
+			}
 			out = append(out, share)
 		}
 	}

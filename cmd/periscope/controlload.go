@@ -57,6 +57,8 @@ func (c *control) openLoads() (err error) {
 		}
 		config.Credentials = l.certs.Credentials()
 	}
+	c.sharing = newSharing(c)
+	config.Deliver = c.sharing.take
 	if l.watcher, err = orca.New(config); err != nil {
 		return err
 	}
@@ -92,6 +94,7 @@ func (l *loads) run(ctx context.Context) error {
 
 // pressureState is /debug/pressurez.
 type pressureState struct {
+	Total   *shareTotals   `json:"total,omitempty"`
 	Nodes   []nodePressure `json:"nodes"`
 	LeftOut int            `json:"leftOut,omitempty"` // nodes beyond those that are watched
 }
@@ -158,6 +161,7 @@ func (c *control) pressure() any {
 		return out
 	}
 	var nodes []orca.Node
+	out.Total = c.sharing.totals()
 	nodes, out.LeftOut = c.loads.watcher.Nodes()
 	for _, n := range nodes {
 		out.Nodes = append(out.Nodes, nodePressure{n.Address, n.State, n.Fault, n.ConnectedAt, n.ReceivedAt, n.Reports, n.Streams, n.Restarts, showReport(n.Report)})

@@ -102,7 +102,7 @@ func (n *node) openORCA(ctx context.Context) (err error) {
 			return fmt.Errorf("%w; or give it --node-orca-cert, --node-orca-key and --node-orca-client-ca", err)
 		}
 	}
-	source := &loadSource{name: n.cfg.name, epoch: rand.Uint64(), started: time.Now(), ring: n.analysis.ring, count: n.analysis.analysed.Load, demands: n.handler.Demands}
+	source := &loadSource{name: n.cfg.name, epoch: rand.Uint64(), started: n.meter.started, ring: n.analysis.ring, count: n.analysis.analysed.Load, demands: func() []load.Demand { return n.handler.Demands(n.meter.started) }, fill: []func(*load.Report){n.meter.fill, n.sockets.fill}}
 	s.service, err = orca.New(orca.Config{Report: source.report, Certified: s.certs != nil, Logger: n.cfg.logger, Registerer: n.registry})
 	if err != nil {
 		return err

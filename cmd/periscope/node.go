@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +28,7 @@ import (
 	"github.com/periscope-mesh/periscope/node/ingest"
 	nodepolicy "github.com/periscope-mesh/periscope/node/policy"
 	"github.com/periscope-mesh/periscope/node/report"
+	"github.com/periscope-mesh/periscope/node/sockstat"
 	"github.com/periscope-mesh/periscope/node/store"
 	"github.com/periscope-mesh/periscope/xds/certs"
 )
@@ -36,14 +39,20 @@ type nodeFlags struct {
 	insecureListen string
 	admin          string
 	orca           string
+	sockets        []string
+	bpfPin         string
 	workers        int
 	retention      time.Duration
 }
 
-func (f *nodeFlags) add(flags *pflag.FlagSet) {
+// add declares the flags. sockets are the back ends that may count sockets, by
+// default.
+func (f *nodeFlags) add(flags *pflag.FlagSet, sockets []string) {
 	flags.StringVar(&f.listen, "node-listen", "127.0.0.1:5050", "loopback address for mirrored traffic")
 	flags.StringVar(&f.insecureListen, "insecure-listen", "", "address for mirrored traffic from anybody who can reach it, in place of --node-listen: nothing authenticates the sender")
 	flags.StringVar(&f.admin, "node-admin", "127.0.0.1:9090", "loopback address for the node's /live, /ready, /metrics and /debug")
+	flags.StringSliceVar(&f.sockets, "node-sockets", sockets, "who may count what waits in the node's sockets, the best first: "+strings.Join(sockstat.Backends(), ", ")+"; empty: nobody")
+	flags.StringVar(&f.bpfPin, "node-bpf-pin", sockstat.DefaultPin, "directory of what periscope node bpf load has pinned")
 	flags.StringVar(&f.orca, "node-orca", "127.0.0.1:9091", "address at which control planes take the node's load reports; loopback, unless periscope node is given certificates for it")
 	flags.IntVar(&f.workers, "workers", 0, "threads that analyse; 0: one per core")
 	flags.DurationVar(&f.retention, "retention", 30*24*time.Hour, "how long attacks are kept after their last hit")
@@ -86,7 +95,7 @@ periscope console shows what it has stored.`,
 			return n.run(cmd.Context())
 		},
 	}
-	f.add(cmd.Flags())
+	f.add(cmd.Flags(), sockstat.Backends())
 	cmd.Flags().StringVar(&control, "control", "127.0.0.1:15051", "address of the control plane's xDS server")
 	tls.add(cmd.Flags())
 	orca.add(cmd.Flags())
@@ -139,6 +148,8 @@ type node struct {
 	policies *nodepolicy.Client
 	reporter *report.Reporter
 	orca     *orcaServer
+	meter    *meter
+	sockets  *sockets
 	admin    net.Listener
 	closers  []func() error
 }
@@ -171,7 +182,8 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.handler, err = ingest.New(ingest.Config{Ring: ring, Joiner: n.log, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
+	n.meter = newMeter(ring, time.Now(), n.registry)
+	n.handler, err = ingest.New(ingest.Config{Ring: ring, Joiner: n.log, Guard: n.meter, Heard: n.meter.heard, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
 	if err != nil {
 		return nil, err
 	}
@@ -196,14 +208,17 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err := n.openStreams(); err != nil {
 		return nil, err
 	}
-	n.analysis = newAnalysis(&analysis{ring: ring, urge: func() { n.orca.service.Urge() }, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
+	n.analysis = newAnalysis(&analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
+	n.meter.counts = func() (analysed, discarded uint64) { return n.analysis.analysed.Load(), n.handler.Discarded() }
+	n.meter.kernel = func() time.Duration { return n.sockets.sample() }
+	n.meter.urge = func() { n.orca.service.Urge() }
 	// [2] Late: who connects before that is served waits, and gateways would
 	// fill up what they may have under way.
-	if cfg.insecureListen != "" {
-		n.listener, err = ingest.Listen(ctx, cfg.insecureListen, true)
-	} else {
-		n.listener, err = ingest.Listen(ctx, cfg.listen, false)
+	listen := cmp.Or(cfg.insecureListen, cfg.listen)
+	if err := n.openSockets(listen); err != nil {
+		return nil, err
 	}
+	n.listener, err = ingest.Listen(ctx, listen, cfg.insecureListen != "", n.sockets.conns.Listener)
 	if err != nil {
 		return nil, err
 	}
@@ -269,6 +284,7 @@ func (n *node) openReporter() error {
 
 func (n *node) run(ctx context.Context) error {
 	n.cfg.logger.Info("node started", "mirrored_traffic", n.listener.Addr().String(), "admin", n.admin.Addr().String(), "orca", n.orca.listener.Addr().String(), "workers", n.cfg.workers, "store", storePath(n.cfg.dataDir))
+	n.reportSockets()
 	// The writer outlives analysis: what was detected is stored.
 	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
 	writer, group := new(errgroup.Group), new(errgroup.Group)
@@ -276,6 +292,7 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx = errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(ctx, n.listener, ingest.Server(n.mirrored(), n.cfg.logger)) })
 	group.Go(func() error { return n.analysis.run(ctx, n.cfg.workers) })
+	group.Go(func() error { return n.meter.run(ctx) })
 	group.Go(func() error { return n.policies.Run(ctx) })
 	group.Go(func() error { return n.reporter.Run(ctx) })
 	group.Go(func() error { return n.orca.run(ctx) })
@@ -347,6 +364,7 @@ func newRegistry() *prometheus.Registry {
 // adminHandler serves the node's pages for operators.
 func (n *node) adminHandler() http.Handler {
 	return adminPages(adminConfig{registry: n.registry, ready: n.ready, states: map[string]func() any{
-		"ingestz": func() any { return n.ingestState() },
+		"ingestz":   func() any { return n.ingestState() },
+		"pressurez": func() any { return n.pressureState() },
 	}})
 }

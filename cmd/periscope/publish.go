@@ -24,7 +24,8 @@ type controlState struct {
 	topology mirror.Topology
 	problems []topology.Problem
 	plan     mirror.Plan
-	builds   map[string]string // of the plugin, by gateway id
+	builds   map[string]string         // of the plugin, by gateway id
+	shares   map[string]*mirror.Shares // load control's, by gateway id
 }
 
 // planFault is why the newest plan is not in force; the one before is.
@@ -51,7 +52,7 @@ func (c *control) publishNext() error {
 	if !next.placed {
 		return nil
 	}
-	next.plan = mirror.Compile(next.set.Policies, next.topology)
+	next.plan = withShares(mirror.Compile(next.set.Policies, next.topology), next.shares)
 	return c.hand(next)
 }
 
@@ -79,6 +80,7 @@ func (c *control) hand(next controlState) error {
 	}
 	c.state.Store(&next)
 	c.loads.watch(next.topology)
+	c.sharing.configure(next.plan)
 	if last == nil || last.plan.Revision != next.plan.Revision {
 		c.plans.Inc()
 		c.cfg.logger.Info("plan published", "revision", next.plan.Revision, "policies", len(next.set.Policies), "gateways", len(next.plan.Gateways))

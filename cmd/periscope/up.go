@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/node/sockstat"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 )
 
@@ -45,7 +46,8 @@ attacks are shown by periscope console.`,
 		},
 	}
 	f.controlFlags.add(cmd.Flags())
-	f.nodeFlags.add(cmd.Flags())
+	// No programs of ours for the whole control group of whoever tries this out.
+	f.nodeFlags.add(cmd.Flags(), []string{sockstat.InetDiag, sockstat.InProcess})
 	cmd.Flags().StringVar(&f.console, "console", consoleAddr, "loopback address of the pages and the API")
 	cmd.Flags().StringSliceVar(&f.nodes, "node", nil, "IP address and port of an analysis node that runs by itself; may be repeated; default: one in this process")
 	cmd.Flags().StringVar(&f.envoy, "envoy", "", "Envoy to start; default: the one on PATH, then the one of make tools")

@@ -37,6 +37,9 @@ const (
 	kindEligible = "eligible"
 	kindPriority = "priority"
 	kindMirrored = "mirrored"
+	kindReceived = "received"
+	kindHeard    = "heard" // the node's uptime, in seconds
+	kinds        = 5
 )
 
 // metric is a number of a report that ORCA has no field for.
@@ -63,9 +66,13 @@ func number[T int | int64](name string, field func(*Report) *T) metric {
 // duration is in seconds, and exact to the microsecond.
 func duration(name string, field func(*Report) *time.Duration) metric {
 	return metric{name, maxSeconds, false,
-		func(r *Report) float64 { return float64(field(r).Round(time.Microsecond).Microseconds()) / 1e6 },
-		func(r *Report, v float64) { *field(r) = time.Duration(math.Round(v*1e6)) * time.Microsecond }}
+		func(r *Report) float64 { return seconds(*field(r)) },
+		func(r *Report, v float64) { *field(r) = ofSeconds(v) }}
 }
+
+func seconds(d time.Duration) float64 { return float64(d.Round(time.Microsecond).Microseconds()) / 1e6 }
+
+func ofSeconds(v float64) time.Duration { return time.Duration(math.Round(v*1e6)) * time.Microsecond }
 
 var metrics = []metric{
 	{"periscope.epoch.high", math.MaxUint32, true,
@@ -75,6 +82,7 @@ var metrics = []metric{
 		func(r *Report) float64 { return float64(uint32(r.Epoch)) },
 		func(r *Report, v float64) { r.Epoch |= uint64(v) }},
 	duration("periscope.uptime", func(r *Report) *time.Duration { return &r.Uptime }),
+	duration("periscope.busy", func(r *Report) *time.Duration { return &r.Busy }),
 	duration("periscope.delay.kernel", func(r *Report) *time.Duration { return &r.Kernel }),
 	duration("periscope.delay.queue", func(r *Report) *time.Duration { return &r.Queue }),
 	duration("periscope.delay.lag", func(r *Report) *time.Duration { return &r.Lag }),
@@ -120,7 +128,7 @@ func Encode(r *Report) *orca.OrcaLoadReport {
 			continue
 		}
 		name := demandPrefix + url.PathEscape(d.Gateway) + "/" + url.PathEscape(d.VM) + "/" + url.PathEscape(d.Policy) + "/"
-		if room -= 3 * (len(name) + len(kindEligible) + perMetric); room < 0 {
+		if room -= kinds * (len(name) + len(kindEligible) + perMetric); room < 0 {
 			break
 		}
 		m[name+kindEligible] = within(float64(d.Eligible), maxCount) // also 0: it tells that there is one
@@ -129,6 +137,12 @@ func Encode(r *Report) *orca.OrcaLoadReport {
 		}
 		if d.Mirrored > 0 {
 			m[name+kindMirrored] = within(float64(d.Mirrored), maxCount)
+		}
+		if d.Received > 0 {
+			m[name+kindReceived] = within(float64(d.Received), maxCount)
+		}
+		if d.Heard > 0 {
+			m[name+kindHeard] = within(seconds(d.Heard), maxSeconds)
 		}
 	}
 	return &orca.OrcaLoadReport{CpuUtilization: use, ApplicationUtilization: use, RpsFractional: within(r.Rate, maxRPS), NamedMetrics: m}
@@ -146,8 +160,8 @@ func fit(name string) bool { return name != "" && len(name) <= maxName && utf8.V
 // Decode reads what Encode has written, and whatever else comes: an error says
 // what is wrong with it. Metrics of unknown names are passed over.
 func Decode(o *orca.OrcaLoadReport) (*Report, error) {
-	if n := len(o.GetNamedMetrics()); n > 3*MaxDemands+otherMetrics {
-		return nil, fmt.Errorf("%d named metrics: more than %d", n, 3*MaxDemands+otherMetrics)
+	if n := len(o.GetNamedMetrics()); n > kinds*MaxDemands+otherMetrics {
+		return nil, fmt.Errorf("%d named metrics: more than %d", n, kinds*MaxDemands+otherMetrics)
 	}
 	r := &Report{Utilization: o.GetApplicationUtilization(), Rate: o.GetRpsFractional()}
 	if err := errors.Join(check("application_utilization", r.Utilization, maxShare, false), check("rps_fractional", r.Rate, maxRPS, false)); err != nil {
@@ -191,11 +205,15 @@ func Decode(o *orca.OrcaLoadReport) (*Report, error) {
 }
 
 func decodeDemand(demands map[string]*Demand, name string, v float64) error {
-	if err := check(name, v, maxCount, true); err != nil {
-		return err
-	}
 	end := strings.LastIndexByte(name, '/')
 	id, kind := name[:end], name[end+1:]
+	most := float64(maxCount)
+	if kind == kindHeard {
+		most = maxSeconds
+	}
+	if err := check(name, v, most, kind != kindHeard); err != nil {
+		return err
+	}
 	d := demands[id]
 	if d == nil {
 		parts := strings.SplitN(strings.TrimPrefix(id, demandPrefix), "/", 4)
@@ -217,6 +235,10 @@ func decodeDemand(demands map[string]*Demand, name string, v float64) error {
 		d.Priority = uint64(v)
 	case kindMirrored:
 		d.Mirrored = uint64(v)
+	case kindReceived:
+		d.Received = uint64(v)
+	case kindHeard:
+		d.Heard = ofSeconds(v)
 	}
 	return nil
 }

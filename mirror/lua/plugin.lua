@@ -534,6 +534,7 @@ local function parse_settings(text)
     elseif k == "rev" then s.rev = v
     elseif k == "cluster" then s.cluster = v
     elseif k == "ppm" then s.ppm = tonumber(v) or 0
+    elseif k == "by_pod" then s.by_pod = true
     elseif k == "session" then s.session, s.session_name = v, f[3]
     elseif k == "mode" then s.on = v == "Monitor"
     elseif k == "hosts" then s.within = parse_match(f)
@@ -571,7 +572,7 @@ local function share(s, text, rev)
   local p = pair("p", s.policy or "") .. key("s")
   s.prefix, s.spared = p .. uint(s.share) .. key("t"), {}
   for class in pairs(s.always or {}) do s.spared[class] = pair("c", class) .. p .. uint(s.class_share) .. key("t") end
-  s.header = "\142" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("pod", POD) .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
+  s.header = "\142" .. key("v") .. uint(WIRE) .. pair("gateway", s.gateway or "") .. pair("pod", s.by_pod and POD or "") .. pair("vm", VM) .. pair("plugin", VERSION .. "+" .. DIGEST)
     .. pair("policy", s.policy or "") .. pair("policy_rev", s.rev or "") .. pair("share_rev", rev) .. key("seq")
 end
 

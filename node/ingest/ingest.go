@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,9 +62,12 @@ type Guard interface {
 
 // Config of a Handler. Zero bounds take defaults.
 type Config struct {
-	Ring          *Ring  // required
-	Joiner        Joiner // nil: nothing is added
-	Guard         Guard  // nil: nothing is discarded
+	Ring   *Ring  // required
+	Joiner Joiner // nil: nothing is added
+	Guard  Guard  // nil: nothing is discarded
+	// Heard takes when a gateway's worker sent a batch, by its clock in µs; nil:
+	// nobody wants to know.
+	Heard         func(vm string, sentUS uint64, received time.Time)
 	Authenticator Authenticator
 	Logger        *slog.Logger
 	Registerer    prometheus.Registerer
@@ -86,6 +90,8 @@ type Handler struct {
 	budget  chan struct{} // one token per bodyUnit of MaxBodyBytes
 	metrics *metrics
 	ledger  *ledger
+
+	discarded atomic.Uint64
 }
 
 // bodyUnit is the grain of the budget for bodies being read.
@@ -125,8 +131,8 @@ func New(cfg Config) (*Handler, error) {
 }
 
 // Demands lists the demand at gateways as far as batches told it, sorted: that
-// of workers heard from within five minutes.
-func (h *Handler) Demands() []load.Demand { return h.ledger.demands(h.cfg.Now()) }
+// of workers heard from within five minutes, with the time since start.
+func (h *Handler) Demands(start time.Time) []load.Demand { return h.ledger.demands(h.cfg.Now(), start) }
 
 // Gateways lists what gateways' batches told of the builds of the plugin that
 // made them, by gateway and build.
@@ -201,6 +207,9 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 	if err != nil {
 		return h.refuse(http.StatusUnauthorized, reasonAuthentication, "the gateway's identity could not be verified")
 	}
+	if h.cfg.Heard != nil {
+		h.cfg.Heard(b.Header.VM, b.Header.SentUS, received)
+	}
 	h.ledger.observe(gateway, b, received)
 	if h.cfg.Joiner != nil {
 		h.cfg.Joiner.Join(gateway, b)
@@ -238,6 +247,9 @@ func (h *Handler) Queue(b *event.Batch, gateway string, received time.Time, size
 	return h.push(b, gateway, received, size)
 }
 
+// Discarded counts the exchanges that the guard has discarded.
+func (h *Handler) Discarded() uint64 { return h.discarded.Load() }
+
 func (h *Handler) discard(priority bool) (discard bool, weight float64) {
 	if h.cfg.Guard == nil {
 		return false, 1
@@ -246,6 +258,7 @@ func (h *Handler) discard(priority bool) (discard bool, weight float64) {
 }
 
 func (h *Handler) push(b *event.Batch, gateway string, received time.Time, size int) (accepted, dropped int) {
+	h.discarded.Add(uint64(b.Discarded))
 	h.metrics.events.WithLabelValues("discarded").Add(float64(b.Discarded))
 	accepted, dropped = h.cfg.Ring.Push(b, gateway, received, size)
 	h.metrics.events.WithLabelValues("accepted").Add(float64(accepted))

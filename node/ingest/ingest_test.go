@@ -346,7 +346,8 @@ func TestLedger(t *testing.T) {
 // The demand of each policy at each worker is the highest that was told;
 // plugins from before tell it by what the whole VM has seen.
 func TestDemands(t *testing.T) {
-	now := time.Now()
+	start := time.Now()
+	now := start.Add(time.Second)
 	r := newRig(t, func(c *ingest.Config) { c.Now = func() time.Time { return now } })
 	send := func(h event.Header, events ...*event.Event) {
 		t.Helper()
@@ -369,17 +370,17 @@ func TestDemands(t *testing.T) {
 	send(event.Header{VM: "before", Seq: 10, Counters: before}, exchange(1, nil))
 	send(event.Header{VM: "lies", Seq: 1, Counters: map[string]uint64{event.CounterSeen: 1, event.CounterOff: 2}}, exchange(1, nil))
 	want := []load.Demand{
-		{Gateway: "ns/gw", VM: "before", Policy: "default/default", Eligible: 50, Mirrored: 6},
-		{Gateway: "ns/gw", VM: "lies", Policy: "default/default"},
-		{Gateway: "ns/gw", VM: "new", Policy: "ns/b", Eligible: 30, Priority: 2, Mirrored: 4},
-		{Gateway: "ns/gw-0", VM: "new", Policy: "ns/a", Eligible: 7},
+		{Gateway: "ns/gw", VM: "before", Policy: "default/default", Eligible: 50, Mirrored: 6, Heard: time.Second, Received: 1},
+		{Gateway: "ns/gw", VM: "lies", Policy: "default/default", Heard: time.Second, Received: 1},
+		{Gateway: "ns/gw", VM: "new", Policy: "ns/b", Eligible: 30, Priority: 2, Mirrored: 4, Heard: time.Second},
+		{Gateway: "ns/gw-0", VM: "new", Policy: "ns/a", Eligible: 7, Heard: time.Second},
 	}
-	if got := r.handler.Demands(); !slices.Equal(got, want) {
+	if got := r.handler.Demands(start); !slices.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
 	}
 	now = now.Add(10 * time.Minute)
 	send(event.Header{Pod: "gw-0", VM: "new", Seq: 7, Policy: "ns/a", Eligible: 8})
-	if got := r.handler.Demands(); len(got) != 2 || got[1].Eligible != 8 {
+	if got := r.handler.Demands(start); len(got) != 2 || got[1].Eligible != 8 {
 		t.Errorf("after a silence: %v", got)
 	}
 	// Room runs out in two ways: of policies, and of workers, which make it.
@@ -387,14 +388,14 @@ func TestDemands(t *testing.T) {
 	for i := range workers * 30 {
 		send(event.Header{VM: fmt.Sprint("many", i/30), Seq: uint64(i%30) + 1, Policy: fmt.Sprint("ns/", i%30), Eligible: 1})
 	}
-	if got := r.handler.Demands(); len(got) != load.MaxDemands-2 { // those of workers that are silent are kept
+	if got := r.handler.Demands(start); len(got) != load.MaxDemands-2 { // those of workers that are silent are kept
 		t.Errorf("%d demands are told", len(got))
 	}
 	now = now.Add(time.Second)
 	for i := range 4096 - workers + 10 {
 		send(event.Header{VM: fmt.Sprint("more", i), Seq: 1})
 	}
-	if got := r.handler.Demands(); len(got) > load.MaxDemands-2-5*30 {
+	if got := r.handler.Demands(start); len(got) > load.MaxDemands-2-5*30 {
 		t.Errorf("%d demands are told once their workers are forgotten", len(got))
 	}
 }

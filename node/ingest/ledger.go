@@ -55,7 +55,8 @@ type ledger struct {
 // demand is one policy's at one worker.
 type demand struct {
 	load.Demand
-	vm *vmState
+	vm    *vmState
+	heard time.Time
 }
 
 type (
@@ -128,6 +129,7 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 		l.vms[vmKey{strings.Clone(gateway), strings.Clone(h.VM)}] = vm
 	}
 	vm.last = now
+	l.want(gateway, b, vm, now)
 	if h.Seq <= vm.seq {
 		return // overtaken by a later one, which has told more
 	}
@@ -145,12 +147,11 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 		}
 	}
 	l.cut.Add(float64(vm.advance(event.CounterCutBytes, h.Counters)))
-	l.want(gateway, b, vm)
 }
 
 // want takes what a batch tells of its policy's demand. Where the plugin tells
 // none, it is what the whole VM has seen and no policy left out.
-func (l *ledger) want(gateway string, b *event.Batch, vm *vmState) {
+func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now time.Time) {
 	h := &b.Header
 	if h.Pod != "" {
 		namespace, _, _ := strings.Cut(gateway, "/")
@@ -166,6 +167,7 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState) {
 			d.Eligible = h.Counters[event.CounterSeen] - left
 		}
 	}
+	received := uint64(len(b.Events) + b.Discarded)
 	i, found := slices.BinarySearchFunc(l.demand, d, func(is *demand, d load.Demand) int { return is.Compare(d) })
 	if !found {
 		if len(l.demand) >= maxDemand {
@@ -173,21 +175,28 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState) {
 			return
 		}
 		d.Gateway, d.VM, d.Policy = strings.Clone(d.Gateway), strings.Clone(d.VM), strings.Clone(d.Policy)
-		l.demand = slices.Insert(l.demand, i, &demand{d, vm})
+		d.Received = received
+		l.demand = slices.Insert(l.demand, i, &demand{d, vm, now})
 		return
 	}
 	is := l.demand[i]
+	is.Received += received
+	if d.Eligible > is.Eligible { // else a later one has overtaken it, or nothing is new
+		is.heard = now
+	}
 	is.Eligible, is.Priority, is.Mirrored = max(is.Eligible, d.Eligible), max(is.Priority, d.Priority), max(is.Mirrored, d.Mirrored)
 }
 
 // demands lists what batches told of demand, sorted.
-func (l *ledger) demands(now time.Time) []load.Demand {
+func (l *ledger) demands(now, start time.Time) []load.Demand {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := make([]load.Demand, 0, len(l.demand))
 	for _, d := range l.demand {
 		if now.Sub(d.vm.last) <= demandFor {
-			out = append(out, d.Demand)
+			told := d.Demand
+			told.Heard = max(0, d.heard.Sub(start))
+			out = append(out, told)
 		}
 	}
 	return out

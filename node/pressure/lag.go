@@ -2,6 +2,7 @@ package pressure
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -45,7 +46,7 @@ func (l *Lags) Heard(vm string, sent, read time.Duration) {
 			l.workers = map[string]*worker{}
 		}
 		w = &worker{}
-		l.workers[vm] = w
+		l.workers[strings.Clone(vm)] = w // it outlives the batch
 		w.restart(sent, read)
 		return
 	}

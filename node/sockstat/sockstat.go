@@ -31,6 +31,9 @@ const (
 	None      = "none" // of them works
 )
 
+// Backends are all of them, the best first.
+func Backends() []string { return []string{EBPF, Pinned, InetDiag, InProcess} }
+
 const (
 	verifyEvery = 10 * time.Second // takes a few milliseconds of that sample
 	retryEvery  = time.Minute
@@ -91,7 +94,7 @@ func open(cfg Config, h host) (*Sampler, error) {
 		cfg.Pin = DefaultPin
 	}
 	if cfg.Backends == nil {
-		cfg.Backends = []string{EBPF, Pinned, InetDiag, InProcess}
+		cfg.Backends = Backends()
 	}
 	cfg.Listen = netip.AddrPortFrom(cfg.Listen.Addr().Unmap(), cfg.Listen.Port())
 	netns, err := ownNetns()

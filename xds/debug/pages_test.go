@@ -81,8 +81,8 @@ func meshFixture(t *testing.T) *Pages {
 		c.Plugin = func(r xds.Resource) (Plugin, bool) { return Plugin{r.Version, "d" + r.Version}, r.Name == "plugin" }
 		c.Shares = func() []Share {
 			return []Share{
-				{Gateway: "shop/public", Policy: "shop/p", Percent: 12.5, Carrier: "settings filter", Resource: "settings"},
-				{Gateway: "shop/private", Percent: 100, Carrier: "istiod"},
+				{Gateway: "shop/public", Policy: "shop/p", Percent: 12.5, Ceiling: 20, Carrier: "settings filter", Resource: "settings"},
+				{Gateway: "shop/private", Percent: 100, Ceiling: 100, Carrier: "istiod"},
 			}
 		}
 		c.NodeRevision = func(r xds.Resource) string { return r.Version }
@@ -108,7 +108,7 @@ func TestMeshPages(t *testing.T) {
 	for target, want := range map[string]string{
 		"list":        `["adsz","config_dump","configz","connections","ecdsz","edsz","ledgerz","mesh","nodez","planz","pluginz","policyz","pressurez","push_status","resourcesz","sharez","syncz"]`,
 		"pluginz":     `{"rollout":{"phase":"complete"},"proxies":[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"ERROR","lastError":"no Lua","gateway":"shop/public","sent":{"version":"2","digest":"d2"},"running":{"version":"1","digest":"d1"}}]}`,
-		"sharez":      `[{"gateway":"shop/public","policy":"shop/p","percent":12.5,"carrier":"settings filter","resource":"settings","proxies":[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"SYNCED"}]},{"gateway":"shop/private","percent":100,"carrier":"istiod","proxies":[]}]`,
+		"sharez":      `[{"gateway":"shop/public","policy":"shop/p","percent":12.5,"ceiling":20,"carrier":"settings filter","resource":"settings","proxies":[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"SYNCED"}]},{"gateway":"shop/private","percent":100,"ceiling":100,"carrier":"istiod","proxies":[]}]`,
 		"nodez":       `[{"node":"a","connectionId":"node~a-8","address":"127.0.0.1:2","connectedAt":"2026-01-02T03:04:05Z","state":"STALE","sent":"r2","acked":"r1"}]`,
 		"push_status": `{"periscope_xds_nacks_total":{"gateway~shop/public-7 type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig plugin":{"proxy":"public.shop","message":"no Lua"}},"periscope_xds_refused_total":{"x-9":{"proxy":"x","message":"no role"}}}`,
 		"mesh":        `"mesh"`,

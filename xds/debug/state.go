@@ -29,8 +29,14 @@ type Plugin struct {
 type Share struct {
 	Gateway  string  `json:"gateway"`          // namespace/name
 	Policy   string  `json:"policy,omitempty"` // that governs it
-	Percent  float64 `json:"percent"`
+	Percent  float64 `json:"percent"`          // in force, at pods without one of their own
+	Ceiling  float64 `json:"ceiling"`          // the policy's percentage
 	Revision string  `json:"revision,omitempty"`
+	// Pods have shares of their own.
+	Pods map[string]float64 `json:"pods,omitempty"`
+	// Decisions are load control's, by pod; without nodes that tell of their load
+	// there are none.
+	Decisions any `json:"decisions,omitempty"`
 	// Carrier is how the share reaches the gateway, and Resource the extension
 	// configuration that it travels in.
 	Carrier  string `json:"carrier"`
