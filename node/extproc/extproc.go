@@ -220,6 +220,9 @@ func (h *Handler) follow(r *http.Request, gateway string) (x *exchange, outcome 
 		}
 		now := h.cfg.Now()
 		switch {
+		case err == nil && x == nil && m.kind == responseHeaders:
+			in.drop(b, 0)
+			return nil, outcomeNoRequest, nil
 		case err == nil && x == nil && m.kind != requestHeaders:
 			in.drop(b, 0)
 			return nil, outcomeMalformed, errMalformed

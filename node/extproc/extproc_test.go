@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -217,7 +218,8 @@ func TestOutcomes(t *testing.T) {
 		{"ns/gw", get("/healthz/x"), "EOF"},
 		{"ns/unknown", get("/"), "EOF"},
 		{"", get("/"), "Unauthenticated"},
-		{"ns/gw", response(true, ":status", "200"), "InvalidArgument"},
+		{"ns/gw", response(true, ":status", "400"), "EOF"},
+		{"ns/gw", chunk("a body before any header", true), "InvalidArgument"},
 		{"ns/gw", &extprocv3.ProcessingRequest{}, "InvalidArgument"},
 	} {
 		if err := send(b.open(ctx, tc.gateway), tc.first); !strings.Contains(err.Error(), tc.code) {
@@ -232,8 +234,8 @@ func TestOutcomes(t *testing.T) {
 	if _, err := early.Recv(); !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
-	b.expect(map[string]int{"seen": 10, "off": 1, "sampled_out": 1, "excluded": 2, "no_settings": 1, "unauthorized": 1, "malformed": 2, "mirrored": 1, "aborted": 1})
-	if got := b.handler.Gateways(); len(got) != 2 || got[0].Gateway != "ns/gw" || got[0].Seen != 8 || got[0].Errors != 2 {
+	b.expect(map[string]int{"seen": 11, "off": 1, "sampled_out": 1, "excluded": 2, "no_settings": 1, "no_request": 1, "unauthorized": 1, "malformed": 2, "mirrored": 1, "aborted": 1})
+	if got := b.handler.Gateways(); len(got) != 2 || got[0].Gateway != "ns/gw" || got[0].Seen != 9 || got[0].Errors != 2 {
 		t.Errorf("gateways: %+v", got)
 	}
 	e := b.taken()[0]
@@ -275,6 +277,23 @@ func TestUnknownSettings(t *testing.T) {
 		}
 	}
 	b.expect(map[string]int{"seen": 2, "no_settings": 2})
+}
+
+// Times are of when messages came, from the first on.
+func TestTimes(t *testing.T) {
+	var calls atomic.Int64
+	b := newBench(t, settings(), func(c *extproc.Config) {
+		from := time.Now()
+		c.Now = func() time.Time { return from.Add(time.Duration(calls.Add(1)) * time.Millisecond) }
+	})
+	first := request(headers(":authority", "a", ":path", "/", ":method", "POST"), nil)
+	body := &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: []byte("x"), EndOfStream: true}}}
+	if err := send(b.open(t.Context(), "ns/gw"), first, body, response(false, ":status", "200", "content-type", "text/plain"), chunk("a", false), chunk("b", true)); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if e := b.taken()[0].event; e.RequestEndUS != 1000 || e.HeadersUS != 2000 || e.EndUS != 4000 {
+		t.Errorf("request's end, response's header and end after %d, %d, %d µs", e.RequestEndUS, e.HeadersUS, e.EndUS)
+	}
 }
 
 // What is masked is hidden, or told to have been there.
