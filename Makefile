@@ -49,7 +49,7 @@ test: tools browser clang build ## run every test, with the real Envoy and a rea
 	REQUIRE_REAL=1 go test -p 1 $(RACE) -timeout 20m $(TEST_ARGS) ./test/conformance ./test/e2e # alone: they have promises of time to keep
 
 .PHONY: conformance
-conformance: envoy ## the plugin against what client and upstream saw, at length (CONFORMANCE_ARGS='-conformance.seed=N …')
+conformance: envoy ## either transport against what client and upstream saw, at length (CONFORMANCE_ARGS='-conformance.seed=N …')
 	REQUIRE_REAL=1 go test -timeout 60m -count=1 -v ./test/conformance -args -conformance.exchanges=100000 $(CONFORMANCE_ARGS)
 
 .PHONY: browser

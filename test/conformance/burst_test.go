@@ -76,7 +76,12 @@ func TestBurstThenSilence(t *testing.T) {
 
 // TestOneConnection: what shares a connection has events of its own.
 func TestOneConnection(t *testing.T) {
-	r := newRig(t, transports[0])
+	for _, tr := range []transport{transports[0], extProc} {
+		t.Run(tr.name, func(t *testing.T) { runOneConnection(t, newRig(t, tr.waits(shortWait), "http")) })
+	}
+}
+
+func runOneConnection(t *testing.T, r *rig) {
 	t.Run("pipelining", func(t *testing.T) {
 		const n = 30
 		c, err := r.dial("http")

@@ -161,7 +161,7 @@ func complete() []testCase {
 	out = append(out,
 		testCase{name: "header lines in order, with duplicates and all bytes", protocols: all[:3], x: exchange{head: values, script: reply(200, nil, append(slices.Clone(values), Field{"set-cookie", "a=1; path=/"}, Field{"set-cookie", "b=2"})...)}},
 		testCase{name: "header lines in order, with duplicates", protocols: all, x: exchange{head: plainValues, script: reply(200, nil, plainValues...)}},
-		testCase{name: "masked header", protocols: all, x: exchange{head: []Field{{"x-secret", "one"}, {"x-secret", "two"}}}, check: masks("x-secret")},
+		testCase{name: "masked header", protocols: all, x: exchange{head: []Field{{"x-secret", "one"}, {"x-secret", "two"}}}, check: masks("x-secret", 2)},
 		testCase{name: "cookie crumbs", x: exchange{head: []Field{{"cookie", "a=1"}, {"x-between", "1"}, {"cookie", "b=2; c=3"}}}, protocols: two},
 		testCase{name: "path as it is", protocols: all, x: exchange{path: "/a//b/../%2e%2e/%2F/c;v=1/%00%ff?q=%27%20or%201=1&q=2&x=a%00b"}},
 		testCase{name: "authority with a port and capitals", protocols: all, x: exchange{authority: "Gateway.EXAMPLE:8443"}},
@@ -172,6 +172,11 @@ func complete() []testCase {
 			script: with(streamed(pieces(noise(100_000), 20_000)), func(s *script) { s.trailers = []Field{{"x-sum", "2"}} })}},
 		testCase{name: "response trailers without a body", protocols: two, x: exchange{path: "/h2/x", script: script{head: []Field{{":status", "200"}}, trailers: []Field{{"x-end", "1"}}}}},
 		testCase{name: "compressed bodies", x: exchange{method: "POST", head: []Field{{"content-encoding", "gzip"}}, body: [][]byte{gzipped(noise(5000))}, script: reply(200, [][]byte{gzipped(bytes.Repeat([]byte("a"), 1<<20))}, Field{"content-encoding", "gzip"})}},
+		testCase{name: "content type that is not copied", protocols: all, x: exchange{path: "/some/x", script: reply(200, [][]byte{noise(5000)}, Field{"content-type", "image/png"})}, check: skips},
+		testCase{name: "no content type, unsized, not copied", x: exchange{path: "/some/x", script: streamed(pieces(noise(5000), 1000))}, check: skips},
+		testCase{name: "content type that is copied", protocols: all, x: exchange{path: "/some/x", script: reply(200, [][]byte{noise(5000)}, Field{"content-type", "Application/JSON; charset=utf-8"})}},
+		testCase{name: "gRPC that is not copied", protocols: two, x: exchange{method: "POST", path: "/h2/some/Get", head: []Field{{"content-type", "application/grpc"}, {"te", "trailers"}}, body: [][]byte{message(noise(100))}, unsized: true,
+			script: script{head: []Field{{":status", "200"}, {"content-type", "application/grpc"}}, body: [][]byte{message(noise(200))}, trailers: []Field{{"grpc-status", "0"}}}}, check: skips},
 		testCase{name: "times", x: exchange{method: "POST", body: pieces(noise(3000), 1000), gap: 15 * time.Millisecond, script: with(streamed(pieces(noise(2000), 1000)), func(s *script) { s.wait, s.gap = 40*time.Millisecond, 20*time.Millisecond })},
 			check: func(f *faults, ev *event.Event, _ *truth) {
 				// A busy machine makes one of several pieces, but nothing makes the upstream wait less.
@@ -179,8 +184,8 @@ func complete() []testCase {
 					f.add("request's end, response's header and end after %d, %d, %d µs; about 45, 85 and 125 ms it was", ev.RequestEndUS, ev.HeadersUS, ev.EndUS)
 				}
 			}},
-		testCase{name: "TLS", x: exchange{listener: "https"}, check: tlsFacts(false)},
-		testCase{name: "TLS with the client's certificate", x: exchange{listener: "mtls"}, check: tlsFacts(true)},
+		testCase{name: "TLS", x: exchange{listener: "https"}, check: tlsFacts("")},
+		testCase{name: "TLS with the client's certificate", x: exchange{listener: "mtls"}, check: tlsFacts(`CN=cart,O=Shop\, Ltd`, clientURI, serverDNS, "localhost")},
 		testCase{name: "client behind a trusted hop", x: exchange{listener: "hops", head: []Field{{"x-forwarded-for", "203.0.113.9, 198.51.100.7"}}},
 			check: func(f *faults, ev *event.Event, tr *truth) {
 				if ev.Source != "198.51.100.7:0" || ev.Peer != tr.local {
@@ -196,8 +201,16 @@ func complete() []testCase {
 	return out
 }
 
-// masks: lines of that name have no value in the event, and it says so.
-func masks(name string) func(*faults, *event.Event, *truth) {
+// skips: the response's body is not copied, and the event says so.
+func skips(f *faults, ev *event.Event, _ *truth) {
+	if ev.Flags&(event.FlagResponseSkip|event.FlagResponseCut) != event.FlagResponseSkip {
+		f.add("a body that is not copied: flags %b", ev.Flags)
+	}
+}
+
+// masks: so many lines of that name, none with its value, are in the event, and
+// it says so.
+func masks(name string, lines int) func(*faults, *event.Event, *truth) {
 	return func(f *faults, ev *event.Event, tr *truth) {
 		n := 0
 		for _, h := range fieldsOf(ev.Request.Headers) {
@@ -208,13 +221,14 @@ func masks(name string) func(*faults, *event.Event, *truth) {
 				}
 			}
 		}
-		if n != 2 || ev.Flags&event.FlagMasked == 0 || Get(tr.seen[0].Head, name) == "***" {
+		if n != lines || ev.Flags&event.FlagMasked == 0 || Get(tr.seen[0].Head, name) == "***" {
 			f.add("%d lines masked, flags %b, the upstream got %q", n, ev.Flags, Get(tr.seen[0].Head, name))
 		}
 	}
 }
 
-func tlsFacts(client bool) func(*faults, *event.Event, *truth) {
+// tlsFacts: the connection's, with the subject and names of the client's certificate.
+func tlsFacts(subject string, names ...string) func(*faults, *event.Event, *truth) {
 	return func(f *faults, ev *event.Event, _ *truth) {
 		if ev.SNI != serverDNS || ev.TLS != "TLSv1.3" {
 			f.add("SNI %q, TLS %q", ev.SNI, ev.TLS)
@@ -222,12 +236,8 @@ func tlsFacts(client bool) func(*faults, *event.Event, *truth) {
 		if Get(fieldsOf(ev.Request.Headers), ":scheme") != "https" {
 			f.add("scheme %q", Get(fieldsOf(ev.Request.Headers), ":scheme"))
 		}
-		subject, sans := "", ""
-		if client {
-			subject, sans = `CN=cart,O=Shop\, Ltd`, clientURI+" "+serverDNS+" localhost"
-		}
-		if ev.PeerSubject != subject || strings.Join(ev.PeerSANs, " ") != sans {
-			f.add("client's certificate: subject %q, alternative names %q; want %q, %q", ev.PeerSubject, ev.PeerSANs, subject, sans)
+		if ev.PeerSubject != subject || !slices.Equal(ev.PeerSANs, names) {
+			f.add("client's certificate: subject %q, alternative names %q; want %q, %q", ev.PeerSubject, ev.PeerSANs, subject, names)
 		}
 	}
 }

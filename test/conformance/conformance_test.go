@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/periscope-mesh/periscope/mirror/event"
+	"github.com/periscope-mesh/periscope/policy"
 )
 
 func TestMain(m *testing.M) {
@@ -24,7 +25,10 @@ var transports = []transport{
 	{name: "Lua"},
 	{name: "Lua of Envoy 1.39", plugin: masked("requestHeaders", "filterContext", "base64Decode")},
 	{name: "Lua of Envoy 1.36", plugin: masked("requestHeaders", "filterContext", "base64Decode", "stats", "virtualHost", "route", "virtualClusterName", "drainConnectionUponCompletion")},
+	extProc,
 }
+
+var extProc = transport{name: "ExtProc", kind: policy.TransportExtProc}
 
 // masked hides methods of Envoy's objects from the plugin, as where they don't
 // exist. Their metatables are known once Envoy has made them: after loading.
@@ -68,6 +72,7 @@ func runCases(t *testing.T, tr transport) {
 	codec, faulty := 0, 0 // refused by the codec, and status 4xx with an event
 	t.Run("each", func(t *testing.T) {
 		for n, c := range allCases() {
+			c = c.by(tr.kind)
 			if c.cut() != (tr.wait == shortWait) {
 				continue
 			}

@@ -25,7 +25,9 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacpolicy "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matching "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	buffer "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
+	extproc "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	rbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	quic "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/quic/v3"
@@ -37,6 +39,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/gateway"
 )
@@ -93,6 +96,52 @@ func (r *rig) extend(s *xds.Snapshot) *xds.Snapshot {
 		if s, err = s.With(typeURL, messages...); err != nil {
 			r.t.Fatal(err)
 		}
+	}
+	if r.transport.kind == policy.TransportExtProc && r.transport.wait > 0 {
+		s = r.patient(s)
+	}
+	return s
+}
+
+// patient has ext_proc and its connections to the node last longer, as a slow
+// machine needs it.
+func (r *rig) patient(s *xds.Snapshot) *xds.Snapshot {
+	var messages []xds.Message
+	for _, res := range s.Resources(resource.ExtensionConfigType) {
+		c := unpack(r.t, res.Any, new(core.TypedExtensionConfig))
+		if c.Name == gateway.PluginFilter {
+			outer := unpack(r.t, c.TypedConfig, new(matching.ExtensionWithMatcher))
+			stream := unpack(r.t, outer.ExtensionConfig.TypedConfig, new(extproc.ExternalProcessor))
+			stream.DeferredCloseTimeout = durationpb.New(r.transport.wait)
+			outer.ExtensionConfig.TypedConfig = pack(r.t, stream)
+			c.TypedConfig = pack(r.t, outer)
+		}
+		messages = append(messages, xds.Message{Name: res.Name, Message: c})
+	}
+	s, err := s.With(resource.ExtensionConfigType, messages...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return r.changeMirror(s, func(c *cluster.Cluster) {
+		const key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+		o := unpack(r.t, c.TypedExtensionProtocolOptions[key], new(upstreamhttp.HttpProtocolOptions))
+		o.GetExplicitHttpConfig().GetHttp2ProtocolOptions().ConnectionKeepalive.Timeout = durationpb.New(longWait)
+		c.TypedExtensionProtocolOptions[key] = pack(r.t, o)
+	})
+}
+
+// changeMirror changes the mirror cluster of a snapshot.
+func (r *rig) changeMirror(s *xds.Snapshot, change func(*cluster.Cluster)) *xds.Snapshot {
+	c := new(cluster.Cluster)
+	for _, res := range s.Resources(resource.ClusterType) {
+		if res.Name == gateway.MirrorCluster {
+			unpack(r.t, res.Any, c)
+		}
+	}
+	change(c)
+	s, err := s.With(resource.ClusterType, xds.Message{Name: c.Name, Message: c})
+	if err != nil {
+		r.t.Fatal(err)
 	}
 	return s
 }

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,7 @@ type truth struct {
 	began    time.Time
 	ended    time.Time
 	local    string // the client's address
+	at       string // the listener's
 	sent     []Field
 	body     []byte // that the client sent
 	whole    bool   // the client sent all of the request
@@ -138,7 +140,7 @@ func (r *rig) do(x exchange, protocol, id string) (*truth, error) {
 
 // doOn runs an exchange on a stream.
 func (r *rig) doOn(s Stream, x *exchange, protocol, id, local string) *truth {
-	tr := &truth{id: id, protocol: protocol, local: local, began: time.Now(), early: x.script.early || x.script.echo}
+	tr := &truth{id: id, protocol: protocol, local: local, at: r.addr[x.listener], began: time.Now(), early: x.script.early || x.script.echo}
 	if x.raw != "" {
 		r.sendRaw(s.(*H1), x, tr)
 	} else {
@@ -385,8 +387,15 @@ func (tr *truth) compare(f *faults, ev *event.Event) {
 	if ev.Source != tr.local && tr.protocol != h3 && Get(tr.sent, "x-forwarded-for") == "" {
 		f.add("source %q, the client is %s", ev.Source, tr.local)
 	}
-	if ev.Policy != "default/all" || ev.SharePPM != 1e6 {
+	by := "default/all"
+	if path := Get(fieldsOf(ev.Request.Headers), ":path"); strings.HasPrefix(path, "/some/") || strings.HasPrefix(path, "/h2/some/") {
+		by = "default/some"
+	}
+	if ev.Policy != by || ev.SharePPM != 1e6 {
 		f.add("policy %q, share %d", ev.Policy, ev.SharePPM)
+	}
+	if tr.at != "" && ev.Local != tr.at {
+		f.add("it arrived at %q, the client sent it to %s", ev.Local, tr.at)
 	}
 	began := time.UnixMicro(int64(ev.StartUS))
 	if began.Before(tr.began.Add(-2*time.Millisecond)) || began.After(tr.ended.Add(time.Millisecond)) && tr.got.End == End {
@@ -512,6 +521,15 @@ func (tr *truth) compareResponse(f *faults, ev *event.Event) {
 	case ev.Flags&event.FlagStream != 0:
 		if !bytes.HasPrefix(body, ev.Response.Body) && !bytes.HasPrefix(ev.Response.Body, body) {
 			f.add("a stream's copied beginning of %d bytes is not what the client got", len(ev.Response.Body))
+		}
+	case ev.Flags&event.FlagResponseSkip != 0:
+		bytes, _ := strconv.Atoi(Get(got, "content-length"))
+		if strings.HasPrefix(Get(got, "content-type"), "application/grpc") { // read for its trailers
+			bytes = len(body)
+			f.equal("response trailers", text(plain(fieldsOf(ev.Response.Trailers))), text(plain(tr.got.Trailers)))
+		}
+		if len(ev.Response.Body) > 0 || ev.Response.BodyBytes != uint64(bytes) || ev.Flags&event.FlagResponseOpen != 0 {
+			f.add("response body that is not copied: %d bytes of %d, flags %b; the client got %d", len(ev.Response.Body), ev.Response.BodyBytes, ev.Flags, len(body))
 		}
 	case tr.got.End == End:
 		if ev.Flags&event.FlagResponseOpen != 0 {

@@ -16,9 +16,9 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/policy"
 	"github.com/periscope-mesh/periscope/test/envoytest"
 	"github.com/periscope-mesh/periscope/xds"
-	"github.com/periscope-mesh/periscope/xds/gateway"
 )
 
 const (
@@ -34,8 +34,10 @@ type faultyNode struct {
 	addr func(t *testing.T, r *rig) string // "": no node at all
 	// cluster changes the mirror cluster.
 	cluster func(t *testing.T, c *cluster.Cluster)
-	// counter of Envoy's that tells of the fault.
-	counter string
+	// counter of Envoy's that tells of the fault; streams is that by ExtProc, ""
+	// where the fault means nothing to who awaits no answer and, without a node,
+	// opens no stream.
+	counter, streams string
 }
 
 func faultyNodes() []faultyNode {
@@ -44,7 +46,7 @@ func faultyNodes() []faultyNode {
 		return func(t *testing.T, _ *rig) string { return serveH2C(t, f) }
 	}
 	return []faultyNode{
-		{name: "alive", addr: alive, counter: "upstream_rq_2xx"},
+		{name: "alive", addr: alive, counter: "upstream_rq_2xx", streams: "upstream_rq_2xx"},
 		{name: "slow (5 s)", addr: answering(func(w http.ResponseWriter, r *http.Request) {
 			select {
 			case <-time.After(slowness):
@@ -52,17 +54,17 @@ func faultyNodes() []faultyNode {
 			}
 			w.WriteHeader(http.StatusAccepted)
 		}), counter: "upstream_rq_timeout"},
-		{name: "stalled", addr: raw(func(net.Conn) {}), counter: "upstream_rq_timeout"},
-		{name: "dead", addr: func(*testing.T, *rig) string { return "192.0.2.1:9" }, counter: "upstream_cx_connect_fail"},
-		{name: "refusing", addr: func(t *testing.T, _ *rig) string { return envoytest.FreeAddr(t) }, counter: "upstream_cx_connect_fail"},
+		{name: "stalled", addr: raw(func(net.Conn) {}), counter: "upstream_rq_timeout", streams: "http2.keepalive_timeout"},
+		{name: "dead", addr: func(*testing.T, *rig) string { return "192.0.2.1:9" }, counter: "upstream_cx_connect_fail", streams: "upstream_cx_connect_fail"},
+		{name: "refusing", addr: func(t *testing.T, _ *rig) string { return envoytest.FreeAddr(t) }, counter: "upstream_cx_connect_fail", streams: "upstream_cx_connect_fail"},
 		{name: "none", addr: func(*testing.T, *rig) string { return "" }, counter: "upstream_cx_none_healthy"},
 		{name: "answers 503", addr: answering(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}), counter: "upstream_rq_5xx"},
-		{name: "answers without reading", addr: answering(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }), counter: "upstream_rq_2xx"},
-		{name: "answers garbage", addr: raw(func(c net.Conn) { _, _ = c.Write(noise(4096)) }), counter: "upstream_cx_protocol_error"},
-		{name: "hangs up", addr: raw(func(c net.Conn) { c.Close() }), counter: "upstream_cx_destroy_remote"},
+		{name: "answers without reading", addr: answering(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }), counter: "upstream_rq_2xx", streams: "upstream_rq_2xx"},
+		{name: "answers garbage", addr: raw(func(c net.Conn) { _, _ = c.Write(noise(4096)) }), counter: "upstream_cx_protocol_error", streams: "upstream_cx_protocol_error"},
+		{name: "hangs up", addr: raw(func(c net.Conn) { c.Close() }), counter: "upstream_cx_destroy_remote", streams: "upstream_cx_destroy_remote"},
 		{name: "TLS broken", addr: alive, cluster: func(t *testing.T, c *cluster.Cluster) {
 			c.TransportSocket = &core.TransportSocket{Name: "envoy.transport_sockets.tls", ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: pack(t, &tlsv3.UpstreamTlsContext{})}}
 		}, counter: "upstream_cx_connect_fail"},
@@ -70,31 +72,45 @@ func faultyNodes() []faultyNode {
 			c.EdsClusterConfig = nil
 			c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS}
 			c.LoadAssignment = assignment(c.Name, address("nodes.invalid:5050"))
-		}, counter: "upstream_cx_none_healthy"},
-		{name: "alive again", addr: alive, counter: "upstream_rq_2xx"},
+		}, counter: "upstream_cx_none_healthy", streams: "upstream_cx_none_healthy"},
+		{name: "alive again", addr: alive, counter: "upstream_rq_2xx", streams: "upstream_rq_2xx"},
 	}
 }
 
 // TestNodeFaults: whatever becomes of the node, no user's exchange fails, none
 // waits, and Envoy counts it.
 func TestNodeFaults(t *testing.T) {
-	r := newRig(t, transports[0], "http")
+	for _, tr := range []transport{transports[0], extProc} {
+		t.Run(tr.name, func(t *testing.T) { runFaults(t, newRig(t, tr, "http")) })
+	}
+}
+
+func runFaults(t *testing.T, r *rig) {
 	var table strings.Builder
 	fmt.Fprintf(&table, "\n%-24s %6s %6s %10s %10s %10s %9s  %s\n", "node", "users", "errors", "p50", "p99", "max", "heap MiB", "counted")
 	for _, n := range faultyNodes() {
+		counter := n.counter
+		if r.transport.kind == policy.TransportExtProc {
+			if counter = n.streams; counter == "" {
+				continue
+			}
+		}
 		r.become(t, n)
 		// Counters of a changed cluster begin anew.
-		before := r.envoy.Stat("cluster.periscope_mirror." + n.counter)
+		before := r.envoy.Stat("cluster.periscope_mirror." + counter)
 		took, errs := r.load(t)
-		counted := r.envoy.Stat("cluster.periscope_mirror."+n.counter) - before
+		counted := 0
+		for end := time.Now().Add(faultFor); counted <= 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			counted = r.envoy.Stat("cluster.periscope_mirror."+counter) - before
+		}
 		p50 := quantile(took, 0.5)
 		fmt.Fprintf(&table, "%-24s %6d %6d %10v %10v %10v %9d  %d %s\n", n.name, len(took), len(errs), p50.Round(time.Microsecond), quantile(took, 0.99).Round(time.Microsecond),
-			quantile(took, 1).Round(time.Microsecond), r.envoy.Stat("server.memory_allocated")>>20, counted, n.counter)
+			quantile(took, 1).Round(time.Microsecond), r.envoy.Stat("server.memory_allocated")>>20, counted, counter)
 		if len(errs) > 0 {
 			t.Errorf("%s: %d of %d users had errors, such as %v", n.name, len(errs), len(took), errs[0])
 		}
 		if counted <= 0 {
-			t.Errorf("%s: %s did not move", n.name, n.counter)
+			t.Errorf("%s: %s did not move", n.name, counter)
 		}
 		if p50 > slowness/2 {
 			t.Errorf("%s: the median exchange takes %v", n.name, p50)
@@ -121,18 +137,7 @@ func (r *rig) become(t *testing.T, n faultyNode) {
 	r.last = nil
 	if n.cluster != nil {
 		r.last = func(s *xds.Snapshot) *xds.Snapshot {
-			c := new(cluster.Cluster)
-			for _, res := range s.Resources(resource.ClusterType) {
-				if res.Name == gateway.MirrorCluster {
-					unpack(t, res.Any, c)
-				}
-			}
-			n.cluster(t, c)
-			s, err := s.With(resource.ClusterType, xds.Message{Name: c.Name, Message: c})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return s
+			return r.changeMirror(s, func(c *cluster.Cluster) { n.cluster(t, c) })
 		}
 	}
 	r.push()

@@ -2,7 +2,9 @@ package conformance
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -12,8 +14,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/periscope-mesh/periscope/mirror"
 	"github.com/periscope-mesh/periscope/mirror/event"
 	"github.com/periscope-mesh/periscope/node/accesslog"
+	"github.com/periscope-mesh/periscope/node/extproc"
 	"github.com/periscope-mesh/periscope/node/ingest"
 )
 
@@ -29,6 +33,10 @@ type node struct {
 	events  map[string][]arrived
 	known   map[string]bool // exchanges that were sent
 	vms     map[string]*vm
+
+	registry *prometheus.Registry
+	settings map[string][]byte // of the gateway, by revision
+	newest   string
 }
 
 type arrived struct {
@@ -44,20 +52,31 @@ type vm struct {
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	n := &node{events: map[string][]arrived{}, known: map[string]bool{}, vms: map[string]*vm{}}
+	n := &node{events: map[string][]arrived{}, known: map[string]bool{}, vms: map[string]*vm{}, registry: prometheus.NewRegistry(), settings: map[string][]byte{}}
 	n.changed = sync.NewCond(&n.mu)
-	ring, registry := ingest.NewRing(1<<16, 1<<30), prometheus.NewRegistry()
-	log, err := accesslog.New(accesslog.Config{Ring: ring, Authenticator: ingest.Trusting{}, Registerer: registry})
+	ring := ingest.NewRing(1<<16, 1<<30)
+	log, err := accesslog.New(accesslog.Config{Ring: ring, Authenticator: ingest.Trusting{}, Registerer: n.registry})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := ingest.New(ingest.Config{Ring: ring, Joiner: log, Authenticator: ingest.Trusting{}, Registerer: registry, MaxBodyBytes: 1 << 30})
+	h, err := ingest.New(ingest.Config{Ring: ring, Joiner: log, Authenticator: ingest.Trusting{}, Registerer: n.registry, MaxBodyBytes: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	streams, err := extproc.New(extproc.Config{
+		Settings: n.settingsOf, Queue: func(b *event.Batch, g string, at time.Time, size int) { h.Queue(b, g, at, size) },
+		Authenticate: ingest.Trusting{}.Authenticate, Registerer: n.registry,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	watched := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == accesslog.Path {
+		switch r.URL.Path {
+		case accesslog.Path:
 			log.ServeHTTP(w, r)
+			return
+		case extproc.Path:
+			streams.ServeHTTP(w, r)
 			return
 		}
 		if r.Header.Get("x-forwarded-for") != "" || r.Header.Get("traceparent") != "" {
@@ -69,14 +88,12 @@ func newNode(t testing.TB) *node {
 			t.Errorf("the node refused a batch: %d %s", rec.status, rec.body)
 		}
 	})
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.addr = l.Addr().String()
-	s := &http.Server{Handler: watched, Protocols: protocols}
+	s := ingest.Server(watched, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	var wait sync.WaitGroup
 	wait.Go(func() { _ = s.Serve(l) })
@@ -109,20 +126,45 @@ func (s *statusRecorder) Write(b []byte) (int, error) {
 	return s.ResponseWriter.Write(b)
 }
 
+// learn gives the node the settings of its gateway.
+func (n *node) learn(t testing.TB, s mirror.Settings) {
+	t.Helper()
+	raw, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.newest = s.Revision()
+	n.settings[n.newest] = raw
+}
+
+// settingsOf gives the gateway's settings of a revision, or the newest.
+func (n *node) settingsOf(_, revision string) (string, []byte, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.settings[revision] == nil {
+		revision = n.newest
+	}
+	return revision, n.settings[revision], revision != ""
+}
+
 func (n *node) take(x ingest.Exchange) {
 	if x.Event.Flags&event.FlagLogOnly != 0 {
 		return // of what the plugin never saw: node/accesslog tests these
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	v := n.vms[x.Header.VM]
-	if v == nil {
-		v = &vm{seqs: map[uint64]bool{}}
-		n.vms[x.Header.VM] = v
-	}
-	v.seqs[x.Header.Seq] = true
-	if x.Header.Seq >= v.last {
-		v.last, v.counters = x.Header.Seq, x.Header.Counters
+	if x.Header.Plugin != extproc.Plugin {
+		v := n.vms[x.Header.VM]
+		if v == nil {
+			v = &vm{seqs: map[uint64]bool{}}
+			n.vms[x.Header.VM] = v
+		}
+		v.seqs[x.Header.Seq] = true
+		if x.Header.Seq >= v.last {
+			v.last, v.counters = x.Header.Seq, x.Header.Counters
+		}
 	}
 	id := ""
 	for _, f := range x.Event.Request.Headers {
@@ -173,6 +215,20 @@ func (n *node) counters() map[string]map[string]uint64 {
 	out := map[string]map[string]uint64{}
 	for name, v := range n.vms {
 		out[name] = maps.Clone(v.counters)
+	}
+	return out
+}
+
+// streams counts those that came by ext_proc, by outcome.
+func (n *node) streams() map[string]int {
+	families, _ := n.registry.Gather()
+	out := map[string]int{}
+	for _, f := range families {
+		if f.GetName() == "periscope_extproc_exchanges_total" {
+			for _, m := range f.GetMetric() {
+				out[m.GetLabel()[0].GetValue()] = int(m.GetCounter().GetValue())
+			}
+		}
 	}
 	return out
 }

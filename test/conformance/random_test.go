@@ -15,7 +15,7 @@ import (
 
 var (
 	seed      = flag.Uint64("conformance.seed", 0, "seed of random exchanges; 0: the clock")
-	exchanges = flag.Int("conformance.exchanges", 10_000, "number of random exchanges")
+	exchanges = flag.Int("conformance.exchanges", 10_000, "number of random exchanges; by ExtProc a fifth of it")
 	only      = flag.Int("conformance.only", -1, "run this random exchange alone")
 )
 
@@ -214,9 +214,21 @@ func TestRandom(t *testing.T) {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("seed %d", seed)
-	r := newRig(t, transports[0].waits(randomWait), "http")
+	for _, m := range []struct {
+		transport
+		exchanges int
+	}{{transports[0], *exchanges}, {extProc, *exchanges / 5}} {
+		t.Run(m.name, func(t *testing.T) { runRandom(t, m.transport, seed, m.exchanges) })
+	}
+}
+
+func runRandom(t *testing.T, tr transport, seed uint64, count int) {
+	r := newRig(t, tr.waits(randomWait), "http")
 	r.nudges(t)
-	first, last := 0, *exchanges
+	again := func(n int) string {
+		return fmt.Sprintf("run it alone: go test ./test/conformance -run TestRandom/%s -args -conformance.seed=%d -conformance.only=%d", tr.name, seed, n)
+	}
+	first, last := 0, count
 	if *only >= 0 {
 		first, last = *only, *only+1
 	}
@@ -255,7 +267,7 @@ func TestRandom(t *testing.T) {
 	for _, id := range r.node.missing(ids, randomWait+3*time.Second) {
 		if bad++; bad <= 10 {
 			n, _ := strconv.Atoi(id)
-			t.Errorf("exchange %s has no event\n%s\n%s", id, truths[n].describe(), again(seed, n))
+			t.Errorf("exchange %s has no event\n%s\n%s", id, truths[n].describe(), again(n))
 		}
 	}
 	for n, tr := range truths[first:] {
@@ -267,15 +279,10 @@ func TestRandom(t *testing.T) {
 		f.list = slices.DeleteFunc(f.list, func(s string) bool { return strings.HasPrefix(s, "no event") || isKnownOfRandom(s) })
 		for _, s := range f.list {
 			bad++
-			t.Errorf("exchange %d: %s\n%s\n%s", n+first, s, tr.describe(), again(seed, n+first))
+			t.Errorf("exchange %d: %s\n%s\n%s", n+first, s, tr.describe(), again(n+first))
 		}
 	}
 	r.checkCounters(t)
-}
-
-// again tells how to run one exchange alone.
-func again(seed uint64, n int) string {
-	return fmt.Sprintf("run it alone: go test ./test/conformance -run TestRandom -args -conformance.seed=%d -conformance.only=%d", seed, n)
 }
 
 // describe tells an exchange in short.

@@ -29,8 +29,20 @@ import (
 // bodyLimit of the rig's policy, either way.
 const bodyLimit = 64 << 10
 
-// The policy takes all that there is, but for what keeps batches moving.
+// The last policy takes all that there is, but for what keeps batches moving; the
+// one before takes bodies of few kinds.
 const policyText = `
+apiVersion: periscope.dev/v1alpha1
+kind: MirrorPolicy
+metadata: {name: some, namespace: default}
+spec:
+  mode: Monitor
+  match: [{paths: [{type: PathPrefix, value: /some}, {type: PathPrefix, value: /h2/some}]}]
+  mask: {headers: [x-secret]}
+  body:
+    request:  {maxBytes: 64Ki, contentTypes: ["*/*"]}
+    response: {maxBytes: 64Ki, contentTypes: [application/json]}
+---
 apiVersion: periscope.dev/v1alpha1
 kind: MirrorPolicy
 metadata: {name: all, namespace: default}
@@ -46,9 +58,11 @@ spec:
 // transport is a way of exchanges from Envoy to the node, which all cases hold for.
 type transport struct {
 	name string
+	kind policy.Transport // default Lua
 	// plugin makes the code that gateways are served; nil: as it is.
 	plugin func(code string) string
-	// wait is how long the plugin waits for the end of an exchange.
+	// wait is how long an exchange is waited for: by the plugin for its end, by
+	// Envoy for the node to take what is left of it. ExtProc, 0: as it is.
 	wait time.Duration
 }
 
@@ -83,6 +97,7 @@ func waits(t testing.TB, code string, d time.Duration) string {
 // beside the events that a real node took from it.
 type rig struct {
 	t         testing.TB
+	transport transport
 	envoy     *envoytest.Envoy
 	server    *xds.Server
 	xdsAddr   string
@@ -93,6 +108,7 @@ type rig struct {
 	keys      *keys
 	up        *upstream
 	node      *node
+	quiet     func() // ends nudges
 	// last changes the snapshot before it is served.
 	last func(*xds.Snapshot) *xds.Snapshot
 }
@@ -109,7 +125,7 @@ func newRig(t testing.TB, tr transport, listeners ...string) *rig {
 func prepare(t testing.TB, tr transport, policyText string, listeners ...string) *rig {
 	t.Helper()
 	envoytest.Path(t)
-	r := &rig{t: t, addr: map[string]string{}, keys: newKeys(t), up: newUpstream(t), node: newNode(t)}
+	r := &rig{t: t, transport: tr, addr: map[string]string{}, keys: newKeys(t), up: newUpstream(t), node: newNode(t)}
 	for _, l := range listenerKinds {
 		if len(listeners) == 0 || slices.Contains(listeners, l.name) {
 			r.listeners = append(r.listeners, l)
@@ -123,7 +139,7 @@ func prepare(t testing.TB, tr transport, policyText string, listeners ...string)
 	if r.config.HTTPS == "" { // our snapshot's, which extend makes others from
 		r.config.HTTPS = envoytest.FreeAddr(t)
 	}
-	r.plan = compile(t, policyText, r.node.addr)
+	r.plan = compile(t, policyText, tr.kind, r.node.addr)
 	return r
 }
 
@@ -145,17 +161,23 @@ func (r *rig) start() {
 	r.await()
 }
 
-func compile(t testing.TB, policyText, nodeAddr string) mirror.GatewayPlan {
+func compile(t testing.TB, policyText string, by policy.Transport, nodeAddr string) mirror.GatewayPlan {
 	t.Helper()
 	docs := policy.Parse("policy.yaml", []byte(policyText))
-	if len(docs) != 1 || docs[0].Policy == nil {
-		t.Fatalf("policy: %+v", docs)
+	var policies []policy.MirrorPolicy
+	for _, d := range docs {
+		if d.Policy == nil {
+			t.Fatalf("policy: %+v", d)
+		}
+		p := *d.Policy
+		p.Spec.Transport = cmp.Or(by, p.Spec.Transport)
+		policies = append(policies, p)
 	}
-	plan := mirror.Compile([]policy.MirrorPolicy{*docs[0].Policy}, mirror.Topology{
+	plan := mirror.Compile(policies, mirror.Topology{
 		Gateways: []mirror.Gateway{{Namespace: "default", Name: "gateway", StandIn: true}},
 		Nodes:    []mirror.NodeService{{StandIn: true, Endpoints: []mirror.Endpoint{endpointOf(nodeAddr)}}},
 	})
-	if len(plan.Gateways) != 1 || plan.Gateways[0].Policy == "" {
+	if len(plan.Gateways) != 1 || len(plan.Gateways[0].Policies()) != len(docs) {
 		t.Fatalf("plan: %+v", plan)
 	}
 	return plan.Gateways[0]
@@ -170,6 +192,7 @@ func endpointOf(addr string) mirror.Endpoint {
 // push serves what follows from config and plan now.
 func (r *rig) push() {
 	r.t.Helper()
+	r.node.learn(r.t, r.plan.Settings)
 	s, err := gateway.Snapshot(r.config, r.plan)
 	if err != nil {
 		r.t.Fatal(err)
@@ -234,7 +257,8 @@ func (r *rig) nudges(t *testing.T) {
 			wait.Go(func() { r.nudge(ctx, l) })
 		}
 	}
-	t.Cleanup(func() { cancel(); wait.Wait() })
+	r.quiet = func() { cancel(); wait.Wait() }
+	t.Cleanup(r.quiet)
 }
 
 func (r *rig) nudge(ctx context.Context, l listenerKind) {
@@ -304,8 +328,20 @@ func (r *rig) luaErrors() int {
 	return n
 }
 
-// checkCounters asserts that what the plugin saw has its outcomes.
+// checkCounters asserts that each exchange that our filters saw has its outcome.
 func (r *rig) checkCounters(t *testing.T) {
+	t.Helper()
+	if r.transport.kind == policy.TransportExtProc {
+		r.checkStreams(t)
+	} else {
+		r.checkBatches(t)
+	}
+	for _, s := range r.node.strangers() {
+		t.Errorf("an event of no exchange that was sent: %s", s)
+	}
+}
+
+func (r *rig) checkBatches(t *testing.T) {
 	t.Helper()
 	for vm, c := range r.node.counters() {
 		sum := c[event.CounterMirrored] + c[event.CounterOff] + c[event.CounterExcluded] + c[event.CounterSampled]
@@ -325,8 +361,36 @@ func (r *rig) checkCounters(t *testing.T) {
 		t.Errorf("%d batches did not arrive; overflow %d and %d, time-outs %d, 5xx %d", missing, stat("upstream_rq_pending_overflow"),
 			stat("upstream_rq_active_overflow"), stat("upstream_rq_timeout"), stat("upstream_rq_5xx"))
 	}
-	for _, s := range r.node.strangers() {
-		t.Errorf("an event of no exchange that was sent: %s", s)
+}
+
+// checkStreams ends nudges, and waits until no stream is under way.
+func (r *rig) checkStreams(t *testing.T) {
+	t.Helper()
+	if r.quiet != nil {
+		r.quiet()
+	}
+	var started, seen, had int
+	var counts map[string]int
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		started = 0
+		for _, l := range r.listeners {
+			if !l.bare {
+				started += r.envoy.Stat("http." + l.name + ".ext_proc.periscope.streams_started")
+			}
+		}
+		counts = r.node.streams()
+		seen, had = counts[event.CounterSeen], counts[event.CounterMirrored]+counts[event.CounterExcluded]+counts["no_request"]
+		if started == seen && seen == had {
+			break
+		}
+	}
+	if started != seen || seen != had {
+		t.Errorf("Envoy began %d streams, %d came to the node, %d are mirrored, excluded or refused by Envoy's codec: %v", started, seen, had, counts)
+	}
+	for _, name := range []string{"upstream_rq_pending_overflow", "upstream_rq_active_overflow"} {
+		if n := r.envoy.Stat("cluster.periscope_mirror." + name); n > 0 {
+			t.Errorf("%s: %d", name, n)
+		}
 	}
 }
 
