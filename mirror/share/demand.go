@@ -210,7 +210,7 @@ func (w *worker) advance(now time.Duration, faults map[Fault]uint64) {
 
 // follow lets the estimates follow what was counted since the last tick; at once
 // where the tenant's demand jumped, or this worker's.
-func (w *worker) follow(jumped bool) {
+func (w *worker) follow(jumped bool, late time.Duration) {
 	if w.step == 0 {
 		return
 	}
@@ -218,10 +218,10 @@ func (w *worker) follow(jumped bool) {
 	if jumped {
 		fast = 1
 	}
-	if !w.known || jump(w.rate*w.step.Seconds(), w.slow*w.step.Seconds()) {
+	if !w.known || jump(w.rate*w.step.Seconds(), w.slow*w.step.Seconds(), w.slow*late.Seconds()) {
 		fast, slow = 1, 1
 	}
-	if w.known && jump(w.priorityRate*w.step.Seconds(), w.priority*w.step.Seconds()) {
+	if w.known && jump(w.priorityRate*w.step.Seconds(), w.priority*w.step.Seconds(), w.priority*late.Seconds()) {
 		w.priority = w.priorityRate
 	}
 	w.known = true
@@ -232,10 +232,10 @@ func (w *worker) follow(jumped bool) {
 }
 
 // jump tells whether n exchanges instead of those expected are beyond chance and
-// the usual bursts.
-func jump(n, expected float64) bool {
+// the usual bursts. What was late may come all at once.
+func jump(n, expected, late float64) bool {
 	noise := 4 * math.Sqrt(expected)
-	return n > 2*expected+noise+8 || n < expected/2-noise-8
+	return n > 2*(expected+late)+noise+8 || n < expected/2-noise-8
 }
 
 // span is the smoothing time of slow: long enough for some exchanges.
@@ -269,6 +269,10 @@ func (c *Controller) demands(now, dt time.Duration) {
 	for _, t := range c.tenants {
 		*t = tenant{name: t.name, weight: t.weight}
 	}
+	late := c.shown.Totals.Delay
+	for _, n := range c.byName {
+		late = max(late, n.delay())
+	}
 	for _, l := range c.sorted {
 		t := l.policy.tenant
 		for _, w := range l.workers {
@@ -277,16 +281,17 @@ func (c *Controller) demands(now, dt time.Duration) {
 				f := &t.flows[l.class()]
 				f.counted += w.rate * w.step.Seconds()
 				f.expected += w.fast * w.step.Seconds()
+				f.late += w.fast * late.Seconds()
 			}
 		}
 	}
 	for _, l := range c.sorted {
 		f := &l.policy.tenant.flows[l.class()]
-		jumped := jump(f.counted, f.expected)
+		jumped := jump(f.counted, f.expected, f.late)
 		oldest := l.oldest(now)
 		kept := l.workers[:0]
 		for _, w := range l.workers {
-			w.follow(jumped)
+			w.follow(jumped, late)
 			w.silence(now, l.share.inForce())
 			if w.heard && now-w.at > forgetAfter || w == oldest {
 				c.forget(w)
@@ -310,8 +315,10 @@ func (c *Controller) demands(now, dt time.Duration) {
 			t.flows[i].surge()
 		}
 	}
+	// What nodes get now may be by a share of so long ago, and is seen for a while.
+	window := 2*(c.tau+tick) + c.shown.Totals.Delay + 4*takenSpan
 	for _, l := range c.sorted {
-		l.sum(now, dt, max(2*(c.tau+tick), takenSpan), c.faults)
+		l.sum(now, dt, window, c.faults)
 	}
 }
 
@@ -319,6 +326,7 @@ func (c *Controller) demands(now, dt time.Duration) {
 // the others: a surge of the ones must not be taken for one of the others.
 type flow struct {
 	counted, expected float64 // exchanges since the last tick
+	late              float64 // exchanges that may have been held up
 	fast, slow        float64 // sums of workers' estimates
 	gain              float64
 }

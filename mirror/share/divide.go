@@ -25,14 +25,15 @@ func (c *Controller) divide(t *Totals) {
 		l.spare = l.priority
 	}
 	if most := priorityPart * t.Capacity; t.Priority > most {
-		c.level(most, func(l *leaf) claim { return claim{max: l.priority} }, func(l *leaf, got float64) {
+		c.level(most, most, func(l *leaf) claim { return claim{max: l.priority} }, func(l *leaf, got float64) {
 			l.spare = got
 			if l.priority > 0 {
 				l.prio.want = got / l.priority
 			}
 		})
 	}
-	c.level(t.Budget+min(t.Priority, priorityPart*t.Capacity), (*leaf).claim, func(l *leaf, got float64) {
+	less := t.Budget + min(t.Priority, priorityPart*t.Capacity)
+	c.level(less+t.Drain, less, (*leaf).claim, func(l *leaf, got float64) {
 		if l.routine > 0 {
 			l.share.want = max(0, got-l.spare) / l.routine
 		}
@@ -53,8 +54,8 @@ func (l *leaf) least() float64 {
 	return min(max(float64(l.policy.Floor)/Everything, leastShare), l.ceiling())
 }
 
-// level shares a budget of exchanges a second out, by leaves' claims.
-func (c *Controller) level(budget float64, of func(*leaf) claim, set func(*leaf, float64)) {
+// level shares a budget of exchanges a second out, by leaves' claims; see fill.
+func (c *Controller) level(budget, less float64, of func(*leaf) claim, set func(*leaf, float64)) {
 	tenants, gateways, policies := c.claims[0][:0], c.claims[1][:0], c.claims[2][:0]
 	for i := 0; i < len(c.sorted); {
 		t := c.sorted[i].policy.tenant
@@ -64,7 +65,7 @@ func (c *Controller) level(budget float64, of func(*leaf) claim, set func(*leaf,
 		}
 		tenants = append(tenants, sum)
 	}
-	fill(tenants, budget)
+	fill(tenants, budget, less)
 	for i, t := 0, 0; i < len(c.sorted); t++ {
 		first := i
 		gateways = gateways[:0]
@@ -73,7 +74,7 @@ func (c *Controller) level(budget float64, of func(*leaf) claim, set func(*leaf,
 			gateways = append(gateways, sum)
 			i += n
 		}
-		fill(gateways, tenants[t].got)
+		fill(gateways, tenants[t].full, tenants[t].got)
 		for j, g := first, 0; j < i; g++ {
 			_, n := c.gatewaySum(j, of)
 			if n == 1 {
@@ -87,7 +88,7 @@ func (c *Controller) level(budget float64, of func(*leaf) claim, set func(*leaf,
 				one.weight = 1
 				policies = append(policies, one)
 			}
-			fill(policies, gateways[g].got)
+			fill(policies, gateways[g].full, gateways[g].got)
 			for k, l := range c.sorted[j : j+n] {
 				set(l, policies[k].got)
 			}

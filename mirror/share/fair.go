@@ -3,59 +3,62 @@ package share
 // claim is what somebody would have of a budget.
 type claim struct {
 	weight   float64
-	min, max float64 // min is had in any case
-	got      float64
-	floor    float64 // of fill
+	min, max float64
+	full     float64 // of the budget
+	got      float64 // of the same, less what is left free to work off what is late
 }
 
+// content is the part of the level up to which claims count as modest.
+const content = 0.75
+
 // fill shares a budget out with weighted max-min fairness: everybody gets the same
-// by weight, but no more than the claim. Where a minimum is more than that, those
-// pay for it who would have more than they get, not those who are content.
-func fill(claims []claim, budget float64) {
+// by weight, but no more than the claim. Where others have more in any case, their
+// minimum, or where less than the budget may be used for a while, those pay for it
+// who would have most, not those who are content with less.
+func fill(claims []claim, budget, less float64) {
 	for i := range claims {
-		claims[i].floor, claims[i].min = claims[i].min, 0
+		claims[i].full, claims[i].min = claims[i].min, 0
 	}
-	fillLevel(claims, budget)
-	short := false
+	level := fillLevel(claims, budget)
 	for i := range claims {
 		c := &claims[i]
-		short = short || c.got < c.floor
-		c.min = c.floor
-		if c.got >= c.max {
+		c.min = c.full
+		if c.max <= content*level*c.weight {
 			c.min = c.max
 		}
 	}
-	if short {
-		fillLevel(claims, budget)
+	fillLevel(claims, budget)
+	for i := range claims {
+		claims[i].full = claims[i].got
+	}
+	if less < budget {
+		fillLevel(claims, less)
 	}
 }
 
 // fillLevel gives everybody the same by weight, but no more than the claim, and no
-// less than its minimum.
-func fillLevel(claims []claim, budget float64) {
-	var least, most, weights float64
+// less than its minimum. It returns what that is for weight 1, or the largest claim.
+func fillLevel(claims []claim, budget float64) float64 {
+	var least, most, weights, low, high float64
 	for i := range claims {
 		least += claims[i].min
 		most += claims[i].max
 		weights += claims[i].weight
+		high = max(high, claims[i].max/claims[i].weight)
 	}
 	switch {
 	case budget >= most:
 		for i := range claims {
 			claims[i].got = claims[i].max
 		}
-		return
+		return high
 	case budget <= least:
 		for i := range claims {
 			claims[i].got = claims[i].min
 		}
-		return
+		return 0
 	}
 	// The sum grows piecewise linearly with the level: Newton's steps, within a bracket.
-	var low, high float64
-	for i := range claims {
-		high = max(high, claims[i].max/claims[i].weight)
-	}
 	level := budget / weights
 	for range 100 {
 		sum, slope := 0.0, 0.0
@@ -79,7 +82,7 @@ func fillLevel(claims []claim, budget float64) {
 			high = level
 		}
 		if miss*miss <= 1e-18*budget*budget {
-			return
+			break
 		}
 		next := (low + high) / 2
 		if slope > 0 {
@@ -88,8 +91,9 @@ func fillLevel(claims []claim, budget float64) {
 			}
 		}
 		if next == level {
-			return
+			break
 		}
 		level = next
 	}
+	return level
 }

@@ -55,15 +55,28 @@ func TestQuantise(t *testing.T) {
 	}
 }
 
-func TestFillMinimum(t *testing.T) {
-	claims := []claim{{weight: 1, min: 50, max: 1000}, {weight: 1, max: 20}, {weight: 1, max: 1000}}
-	fill(claims, 90)
-	if claims[0].got != 50 || claims[1].got != 20 || math.Abs(claims[2].got-20) > 1e-6 {
-		t.Errorf("%+v", claims)
-	}
-	claims[0].min, claims[1].min, claims[2].min = 90, 0, 0
-	fill(claims, 90)
-	if claims[0].got != 90 || claims[1].got != 20 || claims[2].got != 0 {
-		t.Errorf("%+v", claims)
+func TestFill(t *testing.T) {
+	for name, c := range map[string]struct {
+		claims       []claim
+		budget, less float64
+		want         []float64
+	}{
+		"a floor":                     {[]claim{{min: 50, max: 1000}, {max: 20}, {max: 1000}}, 90, 90, []float64{50, 20, 20}},
+		"a floor of all":              {[]claim{{min: 90, max: 1000}, {max: 20}, {max: 1000}}, 90, 90, []float64{90, 20, 0}},
+		"late, the modest keep all":   {[]claim{{max: 1000}, {max: 20}, {max: 20}}, 90, 50, []float64{10, 20, 20}},
+		"late, all want much":         {[]claim{{max: 40}, {max: 45}, {max: 50}}, 90, 60, []float64{20, 20, 20}},
+		"late, and room for all":      {[]claim{{max: 40}, {max: 40}}, 90, 60, []float64{30, 30}},
+		"late, and less than no room": {[]claim{{max: 1000}, {max: 20}}, 90, -50, []float64{0, 20}},
+	} {
+		for i := range c.claims {
+			c.claims[i].weight = 1
+		}
+		fill(c.claims, c.budget, c.less)
+		for i, want := range c.want {
+			if math.Abs(c.claims[i].got-want) > 1e-6 {
+				t.Errorf("%s: %+v, want %v", name, c.claims, c.want)
+				break
+			}
+		}
 	}
 }
