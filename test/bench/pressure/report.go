@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+)
+
+// section is the name of the marked section that the report goes to.
+const section = "bench-pressure-sim"
+
+// cell is one scenario under one control, over all seeds.
+type cell struct {
+	scenario
+	control string
+}
+
+// report is everything that the tables and plots need.
+type report struct {
+	seeds    int
+	gateways []int
+	cells    map[cell]outcome
+}
+
+func controls() []string {
+	return []string{controlNone, controlBreaker, controlSmall, controlAIMD, controlBudget}
+}
+
+func delays() []time.Duration {
+	return []time.Duration{10 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond}
+}
+
+// base is a step of demand at ten gateways, with decisions that take 100 ms.
+func base(multiple float64, guard bool) scenario {
+	return scenario{gateways: 10, tau: 100 * time.Millisecond, multiple: multiple, capacity: 1, guard: guard, misread: 1, from: 5 * time.Second, to: 20 * time.Second, end: 35 * time.Second}
+}
+
+// many is the same at a hundred gateways.
+func many(multiple float64, guard bool) scenario {
+	s := base(multiple, guard)
+	s.gateways = 100
+	return s
+}
+
+func capacityDrop(guard bool) scenario {
+	s := base(0.5, guard)
+	s.capacity = 0.2
+	return s
+}
+
+func hot() scenario {
+	s := base(10, true)
+	s.hot = true
+	return s
+}
+
+func misread(by float64) scenario {
+	s := base(2, true)
+	s.misread = by
+	return s
+}
+
+func scaled(gateways int, tau time.Duration, multiple float64) scenario {
+	s := base(multiple, true)
+	s.gateways, s.tau = gateways, tau
+	if gateways > 1000 { // long enough
+		s.from, s.to, s.end = 2*time.Second, 10*time.Second, 16*time.Second
+	}
+	return s
+}
+
+func traced() scenario {
+	s := base(10, true)
+	s.from, s.to, s.end, s.trace = 2*time.Second, 8*time.Second, 12*time.Second, true
+	return s
+}
+
+func (o options) cells() []cell {
+	var out []cell
+	for _, c := range controls() {
+		for _, guard := range []bool{false, true} {
+			out = append(out, cell{base(2, guard), c}, cell{base(10, guard), c}, cell{many(10, guard), c}, cell{capacityDrop(guard), c})
+		}
+		out = append(out, cell{hot(), c}, cell{traced(), c})
+	}
+	for _, by := range []float64{0.7, 1.4} {
+		out = append(out, cell{misread(by), controlBudget})
+	}
+	for _, n := range o.gateways {
+		for _, tau := range delays() {
+			for _, m := range []float64{2, 10} {
+				out = append(out, cell{scaled(n, tau, m), controlBudget})
+			}
+		}
+	}
+	return out
+}
+
+// measure runs all cells, as many at a time as there are CPUs.
+func measure(ctx context.Context, o options, progress io.Writer) (*report, error) {
+	r := &report{seeds: o.seeds, gateways: o.gateways, cells: map[cell]outcome{}}
+	todo := make(chan cell)
+	var mu sync.Mutex
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for c := range todo {
+				out := c.outcome(o.seeds)
+				mu.Lock()
+				r.cells[c] = out
+				mu.Unlock()
+			}
+		})
+	}
+	cells := o.cells()
+	for i, c := range cells {
+		fmt.Fprintf(progress, "%d of %d: %s, %v\n", i+1, len(cells), c.control, c.scenario)
+		if ctx.Err() != nil {
+			break
+		}
+		todo <- c
+	}
+	close(todo)
+	workers.Wait()
+	return r, ctx.Err()
+}
+
+// outcome is the mean over seeds, of the longest delay the longest.
+func (c cell) outcome(seeds int) outcome {
+	if c.gateways > 1000 { // chance has evened out
+		seeds = 1
+	}
+	var sum outcome
+	for seed := range seeds {
+		s := c.scenario
+		s.seed = uint64(seed + 1)
+		o := play(s, newControl(c.control, s))
+		for _, f := range []struct{ to, from *float64 }{
+			{&sum.goodput, &o.goodput}, {&sum.priority, &o.priority}, {&sum.waste, &o.waste}, {&sum.p99, &o.p99}, {&sum.settled, &o.settled},
+			{&sum.unsteady, &o.unsteady}, {&sum.recovery, &o.recovery}, {&sum.pushes, &o.pushes}, {&sum.quiet, &o.quiet},
+		} {
+			*f.to += *f.from / float64(seeds)
+		}
+		sum.longest = max(sum.longest, o.longest)
+		if sum.points == nil {
+			sum.points = o.points
+		}
+	}
+	return sum
+}
+
+func (r *report) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Simulated; mean over %d seeds (longest delay: the longest; 10,000 gateways: one seed). `make bench-pressure-sim` writes this section.\n", r.seeds)
+	r.compare(&b)
+	r.fair(&b)
+	r.scale(&b)
+	r.wrong(&b)
+	b.WriteString("\n![share, demand and delay around a tenfold step](pressure-step.svg)\n")
+	r.explain(&b)
+	return b.String()
+}
+
+func (r *report) compare(b *strings.Builder) {
+	b.WriteString("\n**Steps at ten gateways (and a hundred), decisions take 100 ms to have an effect**\n\n" +
+		"| step | guard | control | goodput | priority classes | waste | delay p99 ms | longest | below 20 ms after s | recovery s | variation | changes/s |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, step := range []struct {
+		name string
+		of   func(guard bool) scenario
+	}{
+		{"demand ×2", func(g bool) scenario { return base(2, g) }},
+		{"demand ×10", func(g bool) scenario { return base(10, g) }},
+		{"demand ×10, 100 gateways", func(g bool) scenario { return many(10, g) }},
+		{"capacity to 20 %", capacityDrop},
+	} {
+		for _, guard := range []bool{false, true} {
+			for _, c := range controls() {
+				o := r.cells[cell{step.of(guard), c}]
+				recovery, variation, changes := seconds(o.recovery), fmt.Sprintf("%.2f", o.unsteady), fmt.Sprintf("%.1f", o.pushes)
+				if c != controlBudget && c != controlAIMD {
+					recovery, variation, changes = "–", "–", "–"
+				}
+				fmt.Fprintf(b, "| %s | %s | %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %s | %s | %s |\n", step.name, yes(guard), c,
+					o.goodput, o.priority, percent(o.waste), o.p99, o.longest, seconds(o.settled), recovery, variation, changes)
+			}
+		}
+	}
+}
+
+func (r *report) fair(b *strings.Builder) {
+	b.WriteString("\n**One gateway goes from 5 to 955 % of the capacity, nine stay at 5 % each**\n\n" +
+		"| control, with the guard | share that the quiet nine have | priority classes | goodput |\n|---|---|---|---|\n")
+	for _, c := range controls() {
+		o := r.cells[cell{hot(), c}]
+		fmt.Fprintf(b, "| %s | %s | %.2f | %.2f |\n", c, percent(o.quiet), o.priority, o.goodput)
+	}
+}
+
+func (r *report) scale(b *strings.Builder) {
+	b.WriteString("\n**The budget with the guard, by number of gateways and by how long decisions take**\n\n" +
+		"| gateways | τ ms | demand | goodput | priority classes | waste | delay p99 ms | longest | below 20 ms after s | recovery s | variation | changes/s and gateway |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, n := range r.gateways {
+		for _, m := range []float64{2, 10} {
+			for _, tau := range delays() {
+				o := r.cells[cell{scaled(n, tau, m), controlBudget}]
+				fmt.Fprintf(b, "| %d | %d | ×%g | %.2f | %.2f | %s | %.0f | %.0f | %s | %s | %.2f | %.1f |\n", n, tau.Milliseconds(), m,
+					o.goodput, o.priority, percent(o.waste), o.p99, o.longest, seconds(o.settled), seconds(o.recovery), o.unsteady, o.pushes)
+			}
+		}
+	}
+}
+
+func (r *report) wrong(b *strings.Builder) {
+	b.WriteString("\n**The node's CPU time is read wrongly (ten gateways, ×2, with the guard)**\n\n| read | goodput | delay p99 ms |\n|---|---|---|\n")
+	for _, row := range []struct {
+		name string
+		s    scenario
+	}{{"rightly", base(2, true)}, {"30 % low", misread(0.7)}, {"40 % high", misread(1.4)}} {
+		o := r.cells[cell{row.s, controlBudget}]
+		fmt.Fprintf(b, "| %s | %.2f | %.0f |\n", row.name, o.goodput, o.p99)
+	}
+}
+
+func (r *report) explain(b *strings.Builder) {
+	b.WriteString("\nMethod: 1 ms steps; a node that can analyse 50,000 exchanges a second, of which 5 % are of a priority class; demand is half of that, but for a step of 15 s, " +
+		"Poisson, with bursts of each gateway's own (σ 0.3, 200 ms). Gateways are of unlike size. Reading is 12 % of an exchange's cost and goes first; what is discarded costs that much. " +
+		"Counters come with batches of 48 exchanges, at least every 100 ms while something is mirrored, and wait in the node's sockets like all else. " +
+		"A share takes 0.5 to 1.5 τ to reach a gateway. Goodput: analysed within 100 ms, of what could have been. Waste: mirrored, then dropped. " +
+		"Below 20 ms: when the delay has begun to stay so for half a second. Recovery: from the end of the step to a share of 95 %. Variation: of the share, beyond that of demand. " +
+		"What breakers drop is dropped at the gateway, at no cost, whatever its class; a priority class counts as analysed if it was so in time. " +
+		"AIMD: +0.2 a second, −30 % at each tick of 50 ms with more than 5 ms of delay. All but the budget have priority classes capped at 30 % of the capacity beforehand.\n")
+}
+
+func yes(v bool) string {
+	if v {
+		return "yes"
+	}
+	return "no"
+}
+
+func percent(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
+
+// seconds of NaN is never.
+func seconds(v float64) string {
+	if math.IsNaN(v) {
+		return "never"
+	}
+	return fmt.Sprintf("%.2f", v)
+}
