@@ -37,7 +37,7 @@ const (
 	ReasonDrain    Reason = "drain"    // the same, while nodes work off what is late
 	ReasonFloor    Reason = "floor"    // the policy's
 	ReasonRise     Reason = "rise"     // there is room for more; it rises gradually
-	ReasonStale    Reason = "stale"    // no node reports: it falls slowly towards the floor
+	ReasonStale    Reason = "stale"    // no node has reported for 7 s: it falls slowly towards the floor
 	ReasonPriority Reason = "priority" // priority classes alone are more than their part of the capacity
 )
 
@@ -131,9 +131,11 @@ func (c *Controller) Decide(now time.Time) Decision {
 		}
 	}
 	changed, fell := 0, false
-	if t.Frozen {
+	switch {
+	case t.Frozen && at-c.heard() <= idleAfter: // a moment's silence
+	case t.Frozen:
 		changed = c.decay(at, dt)
-	} else {
+	default:
 		c.divide(&t)
 		changed, fell = c.move(at, dt, late)
 	}
@@ -225,9 +227,14 @@ func (c *Controller) totals(now time.Duration) Totals {
 // lastPresence keeps the sum as it was while nobody reports: only the nodes that
 // were there last count.
 func (c *Controller) lastPresence(n *node) float64 {
+	return n.presence(c.heard())
+}
+
+// heard is when a node was heard last.
+func (c *Controller) heard() time.Duration {
 	var latest time.Duration
-	for _, o := range c.byName {
-		latest = max(latest, o.at)
+	for _, n := range c.byName {
+		latest = max(latest, n.at)
 	}
-	return n.presence(latest)
+	return latest
 }

@@ -9,9 +9,10 @@ import (
 )
 
 const (
-	// staleAfter is how long a node counts in full without a report: nodes report
-	// every 50 ms under load, and twice a second without.
+	// staleAfter is how long a node counts in full without a report. Nodes report
+	// every 50 ms as long as something changes, so while they work; and every 5 s.
 	staleAfter = time.Second
+	idleAfter  = 7 * time.Second
 	staleSpan  = 500 * time.Millisecond // e-folding time of a stale node's capacity
 	goneAfter  = 10 * time.Minute
 
@@ -32,6 +33,7 @@ type node struct {
 	capacity load.Capacity
 	rate     float64 // exchanges analysed a second
 	gained   bool    // has told two reports
+	idle     bool    // did nothing between the last two
 
 	since     time.Duration // when we heard of this epoch of it
 	restarted bool
@@ -47,7 +49,7 @@ func (n *node) advance(r *load.Report, at time.Duration, faults map[Fault]uint64
 		clear(n.taken)
 	}
 	if !n.known || restarted {
-		n.known, n.restarted, n.since, n.at, n.offset = true, restarted, at, at, at-r.Uptime
+		n.known, n.restarted, n.idle, n.since, n.at, n.offset = true, restarted, false, at, at, at-r.Uptime
 		n.keep(r)
 		return true
 	}
@@ -66,6 +68,7 @@ func (n *node) advance(r *load.Report, at time.Duration, faults map[Fault]uint64
 		faults[FaultClock]++
 	}
 	n.keep(r)
+	n.idle = n.gained && r.Analysed == last.Analysed && r.Discarded == last.Discarded && n.delay() == 0
 	if interval < minInterval { // what was counted counts with the next one
 		k := &n.report
 		k.Uptime, k.Analysed, k.Discarded, k.Busy = last.Uptime, last.Analysed, last.Discarded, last.Busy
@@ -117,11 +120,19 @@ func (n *node) presence(now time.Duration) float64 {
 	if !n.known {
 		return 0
 	}
-	p := math.Exp(-max(0, now-n.at-staleAfter).Seconds() / staleSpan.Seconds())
+	p := math.Exp(-max(0, now-n.at-n.patience()).Seconds() / staleSpan.Seconds())
 	if p < 0.01 {
 		return 0
 	}
 	return p
 }
 
-func (n *node) fresh(now time.Duration) bool { return n.known && now-n.at <= staleAfter }
+// patience is how long the node may be silent.
+func (n *node) patience() time.Duration {
+	if n.idle {
+		return idleAfter
+	}
+	return staleAfter
+}
+
+func (n *node) fresh(now time.Duration) bool { return n.known && now-n.at <= n.patience() }

@@ -197,8 +197,9 @@ func TestAllStale(t *testing.T) {
 		n.mute = true
 	}
 	w.run(time.Second)
+	w.run(5 * time.Second)
 	if g.ppm != share.Everything {
-		t.Errorf("%d ppm after a second without reports", g.ppm)
+		t.Errorf("%d ppm after 6 s without reports", g.ppm)
 	}
 	last := g.ppm
 	for range 20 {
@@ -224,6 +225,30 @@ func TestAllStale(t *testing.T) {
 	if g.ppm != share.Everything {
 		t.Errorf("%d ppm, 2 s after reports came again", g.ppm)
 	}
+}
+
+// Idle nodes report every 5 s, if all is well.
+func TestIdle(t *testing.T) {
+	w := newWorld(t, policies(1), 2, 5000)
+	g := w.gateway("a", 2000)
+	w.run(2 * time.Second)
+	g.demand = 0
+	w.run(time.Second)
+	w.lose = func(int) bool { return w.ticks%100 != 0 }
+	for range 60 {
+		w.run(time.Second)
+		if g.ppm != share.Everything || w.last.Totals.Fresh != 2 {
+			t.Fatalf("%d ppm, %+v", g.ppm, w.last.Totals)
+		}
+		for _, d := range w.last.Defaults {
+			if d.PPM != share.Everything {
+				t.Fatalf("default %+v", d)
+			}
+		}
+	}
+	g.demand, w.lose = 40_000, nil
+	w.run(3 * time.Second)
+	near(t, "mirrored after a step from nothing", g.share()*g.demand, 9000, 0.12)
 }
 
 // What a gateway says untruly costs nobody but itself.
