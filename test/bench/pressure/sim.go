@@ -56,7 +56,6 @@ type outcome struct {
 	recovery float64 // s from the end of the step until the share is 0.95
 	pushes   float64 // changes a second and gateway
 	quiet    float64 // share that the quiet gateways had, in scenario hot
-	dropped  float64 // by the guard, of priority classes: never
 	points   []point
 }
 
