@@ -17,6 +17,8 @@ RACE := $(if $(shell command -v cc),-race,)
 RUN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+# Linux kernels of make test-kernels; +confidentiality: locked down.
+KERNELS ?= 5.10 5.10+confidentiality 6.1 6.12 6.12+confidentiality
 CONFORMANCE_ARGS ?=
 
 .PHONY: help
@@ -51,6 +53,11 @@ test: tools browser clang build ## run every test, with the real Envoy and a rea
 .PHONY: conformance
 conformance: envoy ## either transport against what client and upstream saw, at length (CONFORMANCE_ARGS='-conformance.seed=N …')
 	REQUIRE_REAL=1 go test -timeout 60m -count=1 -v ./test/conformance -args -conformance.exchanges=100000 $(CONFORMANCE_ARGS)
+
+.PHONY: test-kernels
+test-kernels: ## the eBPF programs on other Linux kernels, in QEMU (KERNELS='5.10 6.1 …'; about 3 minutes each)
+	@hack/tools/qemu.sh
+	for k in $(KERNELS); do hack/kernels/run.sh $${k/+/ }; done
 
 .PHONY: browser
 browser: # the browser of the console's tests

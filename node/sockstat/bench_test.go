@@ -23,7 +23,7 @@ func BenchmarkSample(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer l.Close()
-		at := l.Addr().(*net.TCPAddr).AddrPort()
+		at := addrPortOf(l)
 		if _, err := Load(Programs{Pin: pin, Ports: []uint16{at.Port()}}); err != nil {
 			b.Fatal(err)
 		}

@@ -44,7 +44,7 @@ func attach(h host, cgroup string, ports []uint16, version string) (*programs, e
 	_ = rlimit.RemoveMemlock()
 	c, existing, err := loadPrograms(socketsFooter{Magic: footerMagic, LoadedNs: uint64(time.Now().UnixNano())}, cgroup, ports, version)
 	if err != nil {
-		return nil, fmt.Errorf("load: %w", firstLine(err))
+		return nil, fmt.Errorf("load: %w", h.hint(firstLine(err)))
 	}
 	defer c.Close() // links keep what they need
 	p := &programs{existing: existing}

@@ -40,9 +40,6 @@ func (h host) refuse() error {
 	if _, err := os.Stat(h.path("/sys/kernel/btf/vmlinux")); errors.Is(err, fs.ErrNotExist) {
 		return errors.New("the kernel has no BTF (/sys/kernel/btf/vmlinux; CONFIG_DEBUG_INFO_BTF)")
 	}
-	if state, err := h.read("/sys/kernel/security/lockdown"); err == nil && strings.Contains(state, "[confidentiality]") {
-		return errors.New("the kernel is locked down (confidentiality): no program may read its memory")
-	}
 	missing, err := h.missingCapabilities()
 	if err != nil {
 		return err
@@ -54,6 +51,18 @@ func (h host) refuse() error {
 		return errors.New("capabilities of a user namespace do not count")
 	}
 	return nil
+}
+
+// hint adds to an error of the kernel's what may be behind it. Lockdown as
+// Linux has it takes our programs, which call no helper to read memory.
+func (h host) hint(err error) error {
+	state, _ := h.read("/sys/kernel/security/lockdown")
+	_, after, _ := strings.Cut(state, "[")
+	mode, _, locked := strings.Cut(after, "]")
+	if errors.Is(err, unix.EPERM) && locked && mode != "none" {
+		return fmt.Errorf("%w; the kernel is locked down (%s)", err, mode)
+	}
+	return err
 }
 
 func (h host) missingCapabilities() ([]string, error) {

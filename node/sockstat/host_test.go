@@ -1,10 +1,14 @@
 package sockstat
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -34,17 +38,15 @@ func TestRefuse(t *testing.T) {
 		change map[string]string // "": the file is away
 		want   string            // "": nothing
 	}{
-		"all there":       {nil, ""},
-		"no BTF":          {map[string]string{"sys/kernel/btf/vmlinux": ""}, "the kernel has no BTF"},
-		"integrity":       {map[string]string{"sys/kernel/security/lockdown": "none [integrity] confidentiality\n"}, ""},
-		"confidentiality": {map[string]string{"sys/kernel/security/lockdown": "none integrity [confidentiality]\n"}, "locked down"},
-		"no capability":   {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000000000\n"}, "lacks CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"},
-		"admin":           {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000201000\n"}, ""},
-		"admin alone":     {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000200000\n"}, "lacks CAP_NET_ADMIN"},
-		"three":           {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t000000c000001000\n"}, ""},
-		"user namespace":  {map[string]string{"proc/self/uid_map": "         0       1000          1\n"}, "user namespace"},
-		"garbage":         {map[string]string{"proc/self/status": "CapEff\n"}, "read own capabilities"},
-		"no /proc":        {map[string]string{"proc/self/status": ""}, "read own capabilities"},
+		"all there":      {nil, ""},
+		"no BTF":         {map[string]string{"sys/kernel/btf/vmlinux": ""}, "the kernel has no BTF"},
+		"no capability":  {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000000000\n"}, "lacks CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"},
+		"admin":          {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000201000\n"}, ""},
+		"admin alone":    {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t0000000000200000\n"}, "lacks CAP_NET_ADMIN"},
+		"three":          {map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t000000c000001000\n"}, ""},
+		"user namespace": {map[string]string{"proc/self/uid_map": "         0       1000          1\n"}, "user namespace"},
+		"garbage":        {map[string]string{"proc/self/status": "CapEff\n"}, "read own capabilities"},
+		"no /proc":       {map[string]string{"proc/self/status": ""}, "read own capabilities"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := map[string]string{"sys/kernel/btf/vmlinux": "x", "proc/self/status": rootCaps, "proc/self/uid_map": wholeMap}
@@ -59,6 +61,23 @@ func TestRefuse(t *testing.T) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// A refusal by the kernel's tells of lockdown, where there is one.
+func TestHint(t *testing.T) {
+	refused := fmt.Errorf("load: %w", unix.EPERM)
+	for state, want := range map[string]string{
+		"": refused.Error(), "[none] integrity confidentiality\n": refused.Error(),
+		"none integrity [confidentiality]\n": "load: operation not permitted; the kernel is locked down (confidentiality)",
+	} {
+		h := tree(t, map[string]string{"sys/kernel/security/lockdown": state})
+		if got := h.hint(refused).Error(); got != want {
+			t.Errorf("%q: %s", state, got)
+		}
+		if got := h.hint(unix.EINVAL); !errors.Is(got, unix.EINVAL) || got.Error() != unix.EINVAL.Error() {
+			t.Errorf("%q: %v", state, got)
+		}
 	}
 }
 

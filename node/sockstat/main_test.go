@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,6 +136,8 @@ func listenTCP(addr string) (net.Listener, error) {
 	return lc.Listen(context.Background(), "tcp", addr)
 }
 
+func addrPortOf(l net.Listener) netip.AddrPort { return l.Addr().(*net.TCPAddr).AddrPort() }
+
 // hide covers directories of this process's own mount namespace.
 func hide() error {
 	for dir := range strings.FieldsSeq(os.Getenv(hidden)) {
@@ -143,6 +146,29 @@ func hide() error {
 		}
 	}
 	return nil
+}
+
+// since tells whether the kernel is of this version or later.
+func since(tb testing.TB, major, minor int) bool {
+	tb.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		tb.Fatal(err)
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
+		tb.Fatal(err)
+	}
+	return a > major || a == major && b >= minor
+}
+
+// knows is what a back end can see on this kernel.
+func knows(tb testing.TB, backend string) Fields {
+	tb.Helper()
+	if (backend == InetDiag || backend == InProcess) && !since(tb, 6, 2) {
+		return Listening | Connected
+	}
+	return Listening | Connected | Windows
 }
 
 // realKernel skips where eBPF cannot run, unless REQUIRE_REAL is set.
@@ -220,15 +246,15 @@ func mountBPF(tb testing.TB) string {
 	return filepath.Join(dir, "periscope")
 }
 
-// server is a process that reads and echoes, in a control group of its own.
+// server is a process that reads and echoes, in a control group.
 type server struct {
 	cmd    *exec.Cmd
 	cgroup string
 }
 
-func startServer(t *testing.T, addr string, rounds int) *server {
+func startServer(t *testing.T, cgroup, addr string, rounds int) *server {
 	t.Helper()
-	s := &server{cgroup: makeCgroup(t)}
+	s := &server{cgroup: cgroup}
 	dir, err := os.Open(s.cgroup)
 	if err != nil {
 		t.Fatal(err)

@@ -17,15 +17,15 @@ import (
 	"github.com/periscope-mesh/periscope/test/netnstest"
 )
 
-// watch opens one sampler for each back end that sees another process's sockets.
-func watch(t *testing.T, s *server) *rig {
+// watch starts a server, and before it one sampler for each back end that sees
+// another process's sockets.
+func watch(t *testing.T, rounds int) (*rig, *server) {
 	t.Helper()
-	r := &rig{T: t, cgroup: s.cgroup, pin: mountBPF(t)}
-	if _, err := Load(Programs{Cgroup: s.cgroup, Pin: r.pin, Ports: []uint16{node.Port()}}); err != nil {
-		t.Fatal(err)
-	}
+	realKernel(t)
+	r := &rig{T: t, cgroup: makeCgroup(t), pin: mountBPF(t)}
+	r.load(Programs{Cgroup: r.cgroup})
 	r.open(EBPF, Pinned, InetDiag)
-	return r
+	return r, startServer(t, r.cgroup, node.String(), rounds)
 }
 
 // A process that is stopped is seen to be late while it is, by a process that is
@@ -34,9 +34,7 @@ func TestStopped(t *testing.T) {
 	if !netnstest.Isolate(t) {
 		return
 	}
-	realKernel(t)
-	s := startServer(t, node.String(), 0)
-	r := watch(t, s)
+	r, s := watch(t, 0)
 	c := dial(t, first)
 	write(t, c, 100)
 	read(t, c, 100)
@@ -106,10 +104,8 @@ func TestQuotaCut(t *testing.T) {
 	if !netnstest.Isolate(t) {
 		return
 	}
-	realKernel(t)
-	s := startServer(t, node.String(), 100)
+	r, s := watch(t, 100)
 	q := newQuota(t, s)
-	r := watch(t, s)
 	stop := make(chan struct{})
 	defer close(stop)
 	for range 8 {
@@ -143,7 +139,7 @@ func TestQuotaCut(t *testing.T) {
 	}
 	slices.Sort(seen)
 	t.Logf("CPU time cut to 3 %%: seen after %v by the last of three", seen)
-	if seen[1] > time.Second {
+	if emulated := os.Getenv("SOCKSTAT_TEST_VM") != ""; seen[1] > time.Second && !emulated {
 		t.Errorf("median %v", seen[1])
 	}
 }
@@ -209,7 +205,11 @@ func TestCapabilities(t *testing.T) {
 	cfg := Config{Listen: node, Cgroup: r.cgroup, Pin: r.pin}
 	all := []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN}
 	a := startSampler(t, cfg, unprivileged(all...)).sample()
-	if a.Snapshot.Backend != EBPF || a.Refusals != nil || a.Snapshot.Total.Connections != 1 {
+	if !since(t, 5, 12) { // it loads, and does not see what is open
+		if a.Snapshot.Backend != Pinned || !strings.Contains(a.Refusals[0], "not tagged") {
+			t.Errorf("%+v", a)
+		}
+	} else if a.Snapshot.Backend != EBPF || a.Refusals != nil || a.Snapshot.Total.Connections != 1 {
 		t.Errorf("%+v", a)
 	}
 	for i, name := range []string{"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"} {
@@ -292,7 +292,7 @@ func TestConnsForget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if records, known, err := p.read(); err != nil || len(records) != 1 || known != Listening|Connected|Windows {
+	if records, known, err := p.read(); err != nil || len(records) != 1 || known != Listening|Connected|Windows { // there is no connection that tells no window
 		t.Errorf("%v %v %v", records, known, err)
 	}
 }
