@@ -240,6 +240,55 @@ func TestTrickle(t *testing.T) {
 	}
 }
 
+// A listener on every address, of both families.
+func TestDualStack(t *testing.T) {
+	if !netnstest.Isolate(t) {
+		return
+	}
+	realKernel(t)
+	any := netip.AddrPortFrom(netip.IPv6Unspecified(), 5050)
+	conns := &Conns{}
+	cfg := Config{Listen: any, Pin: mountBPF(t), Conns: conns}
+	if _, err := Load(Programs{Pin: cfg.Pin, Ports: []uint16{5050}}); err != nil {
+		t.Fatal(err)
+	}
+	var samplers []*Sampler
+	for _, name := range []string{EBPF, Pinned, InetDiag, InProcess} {
+		cfg.Backends = []string{name}
+		s, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		samplers = append(samplers, s)
+	}
+	l, err := listenTCP(any.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l = conns.Listener(l)
+	for i, to := range []string{node.String(), "[::1]:5050"} {
+		c, err := net.Dial("tcp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		at, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer at.Close()
+		write(t, c, 10*(i+1))
+	}
+	for _, sampler := range samplers {
+		s, err := sampler.Sample()
+		if err != nil || s.Listener.Sockets != 1 || len(s.Peers) != 2 || s.Peers[0].Address != first || s.Peers[0].Bytes != 10 || s.Peers[1].Address != netip.IPv6Loopback() || s.Peers[1].Bytes != 20 {
+			t.Errorf("%s: %+v %v", sampler.Backend(), s, err)
+		}
+	}
+}
+
 // A peer that closes leaves its bytes, and no FIN among them.
 func TestClosedPeer(t *testing.T) {
 	if !netnstest.Isolate(t) {

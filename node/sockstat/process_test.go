@@ -40,6 +40,10 @@ func TestStopped(t *testing.T) {
 	read(t, c, 100)
 	r.sample()
 	s.signal(t, unix.SIGSTOP)
+	var status unix.WaitStatus // once every thread has stopped
+	if _, err := unix.Wait4(s.cmd.Process.Pid, &status, unix.WUNTRACED, nil); err != nil || !status.Stopped() {
+		t.Fatal(status, err)
+	}
 	r.sample()
 	write(t, c, 100)
 	stopped := time.Now()

@@ -16,6 +16,7 @@ package sockstat
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -156,37 +157,31 @@ func (s *Sampler) open(name string) (backend, error) {
 }
 
 // verify tells what a back end misses of that which inet_diag shows: it may be
-// attached to another cgroup, or too late. What has come or gone meanwhile does
-// not count.
+// attached to another cgroup, or too late. What came or went meanwhile does not
+// count, nor what an iterator skipped once.
 func (s *Sampler) verify(b backend) error {
-	missed, err := s.shown()
-	if err != nil {
-		return nil // nobody to ask
-	}
-	records, _, err := b.read()
-	if err != nil {
-		return err
-	}
-	for i := range records {
-		delete(missed, records[i].Cookie)
-	}
-	if len(missed) == 0 {
-		return nil
-	}
-	still, err := s.shown()
-	if err != nil {
-		return nil
-	}
-	n := 0
-	for cookie := range missed {
-		if still[cookie] {
-			n++
+	var missed map[uint64]bool
+	for round := range 3 {
+		shown, err := s.shown()
+		if err != nil {
+			return nil // nobody to ask
+		}
+		if round == 0 {
+			missed = shown
+		}
+		maps.DeleteFunc(missed, func(cookie uint64, _ bool) bool { return !shown[cookie] })
+		records, _, err := b.read()
+		if err != nil {
+			return err
+		}
+		for i := range records {
+			delete(missed, records[i].Cookie)
+		}
+		if len(missed) == 0 {
+			return nil
 		}
 	}
-	if n > 0 {
-		return fmt.Errorf("%d sockets of the listener's are not tagged: they are of another cgroup, or were opened before", n)
-	}
-	return nil
+	return fmt.Errorf("%d sockets of the listener's are not tagged: they are of another cgroup, or were opened before", len(missed))
 }
 
 // shown are the cookies of the sockets that inet_diag shows.
