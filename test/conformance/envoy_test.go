@@ -97,6 +97,13 @@ func (r *rig) extend(s *xds.Snapshot) *xds.Snapshot {
 			r.t.Fatal(err)
 		}
 	}
+	if r.transport.wait > 0 {
+		s = r.changeMirror(s, func(c *cluster.Cluster) { // a slow machine has more calls under way than a gateway may
+			for _, t := range c.GetCircuitBreakers().GetThresholds() {
+				t.MaxRequests, t.MaxPendingRequests = wrapperspb.UInt32(4096), wrapperspb.UInt32(4096)
+			}
+		})
+	}
 	if r.transport.kind == policy.TransportExtProc && r.transport.wait > 0 {
 		s = r.patient(s)
 	}
