@@ -64,7 +64,9 @@ type conn struct {
 
 type peer struct {
 	Peer
-	seen time.Time
+	now    Counters  // of this sample alone
+	sample uint64    // the last that had a connection of it
+	seen   time.Time // then
 }
 
 func newTable(listen netip.AddrPort, netns uint32) *table {
@@ -114,9 +116,8 @@ func (t *table) fold(now time.Time, records []record) Snapshot {
 	}
 	t.samples++
 	t.last = now
-	t.total.reset()
 	for _, p := range t.sorted {
-		p.reset()
+		p.now = Counters{}
 	}
 	order, next := t.spare[:0], 0
 	for i := range records {
@@ -145,9 +146,18 @@ func (t *table) fold(now time.Time, records []record) Snapshot {
 			c.drops = r.Drops
 			continue
 		}
-		t.count(now, c, r)
+		c.count(now, r)
 	}
 	t.order, t.spare = order, t.order
+	t.total.reset()
+	for _, p := range t.sorted {
+		if p.now.Connections > 0 {
+			p.sample, p.seen = t.samples, now
+		}
+		p.reset()
+		p.add(&p.now)
+		t.total.add(&p.now)
+	}
 	t.forget(now, len(order))
 	s.Listener.Drops = t.drops
 	s.Total = t.total
@@ -185,28 +195,25 @@ func (t *table) peerOf(a netip.Addr) *peer {
 	return p
 }
 
-// count adds a connection to its peer's sums and the total.
-func (t *table) count(now time.Time, c *conn, r *record) {
-	d := Counters{
-		Connections: 1,
-		Bytes:       int64(r.Queue),
-		Age:         c.age(now, r.Received, uint64(r.Queue)),
-		SRTT:        time.Duration(r.SrttUs>>3) * time.Microsecond,
-		Received:    r.Received - c.received,
-		Retransmits: uint64(r.Retransmits - c.retransmits),
-		Drops:       uint64(r.Drops - c.drops),
-	}
+// count adds a connection to its peer's sums.
+func (c *conn) count(now time.Time, r *record) {
+	p := &c.peer.now
+	p.Connections++
+	p.Received += r.Received - c.received
+	p.Retransmits += uint64(r.Retransmits - c.retransmits)
+	p.Drops += uint64(r.Drops - c.drops)
+	p.SRTT = max(p.SRTT, time.Duration(r.SrttUs>>3)*time.Microsecond)
+	p.Age = max(p.Age, c.age(now, r.Received, uint64(r.Queue)))
+	shut := false
 	if r.Queue > 0 {
-		d.Waiting = 1
-	}
-	shut := r.Queue > 0 && r.Window < minWindow
-	if shut && !c.shut {
-		d.ZeroWindows = 1
+		p.Waiting++
+		p.Bytes += int64(r.Queue)
+		shut = r.Window < minWindow
+		if shut && !c.shut {
+			p.ZeroWindows++
+		}
 	}
 	c.received, c.retransmits, c.drops, c.shut = r.Received, r.Retransmits, r.Drops, shut
-	c.peer.seen = now
-	c.peer.add(&d)
-	t.total.add(&d)
 }
 
 // age is how long the oldest unread byte has waited: bytes received by the time
@@ -230,7 +237,7 @@ func (t *table) forget(now time.Time, seen int) {
 		}
 	}
 	t.sorted = slices.DeleteFunc(t.sorted, func(p *peer) bool {
-		gone := now.Sub(p.seen) > peerMemory
+		gone := now.Sub(p.seen) > peerMemory && p.sample+1 < t.samples
 		if gone {
 			delete(t.peers, p.Address)
 		}

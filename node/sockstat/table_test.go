@@ -121,6 +121,7 @@ func TestCounters(t *testing.T) {
 	if s.Total.Received != 110 || s.Total.Connections != 0 || len(s.Peers) != 2 {
 		t.Errorf("without connections: %+v", s)
 	}
+	tab.fold(start.Add(2*time.Minute), nil)
 	s = tab.fold(start.Add(2*time.Minute), nil)
 	if s.Total.Received != 110 || len(s.Peers) != 0 || len(tab.conns) != 0 || len(tab.peers) != 0 {
 		t.Errorf("two minutes later: %+v, %d sockets remembered", s, len(tab.conns))
@@ -141,6 +142,17 @@ func TestOrder(t *testing.T) {
 		if s.Total.Age != time.Duration(i)*poll || s.Total.Connections != 49 || s.Total.Received != 0 {
 			t.Fatalf("sample %d: %+v", i, s.Total)
 		}
+	}
+}
+
+// A socket that the first sample after a long pause skips keeps its peer.
+func TestPause(t *testing.T) {
+	tab := newTable(listen, 1)
+	r := []record{connection(1, "192.0.2.1", 5, 5)}
+	tab.fold(start, r)
+	tab.fold(start.Add(time.Hour), nil)
+	if s := tab.fold(start.Add(time.Hour+poll), r); len(s.Peers) != 1 || s.Total.Connections != 1 || s.Total.Age != time.Hour+poll {
+		t.Errorf("%+v", s)
 	}
 }
 
