@@ -510,17 +510,20 @@ local function parse_types(fields)
   return { list = t, any = t["*/*"], cache = {}, cached = 0 }
 end
 
--- What a policy wants, cumulative over its revisions: exchanges before sampling,
--- those of an always-class among them, events in batches; told: of the first,
--- what and when.
-local tallies, tally_count = {}, 0
-local function tally_of(policy)
-  local t = tallies[policy]
-  if not t then
-    t = { eligible = 0, priority = 0, mirrored = 0, told = 0, told_at = 0 }
-    if tally_count < MAX_CACHE then tallies[policy] = t; tally_count = tally_count + 1 end
+local tally_of
+do
+  -- What a policy wants, cumulative over its revisions: exchanges before sampling,
+  -- those of an always-class among them, events in batches; told: of the first,
+  -- what and when.
+  local tallies, tally_count = {}, 0
+  function tally_of(policy)
+    local t = tallies[policy]
+    if not t then
+      t = { eligible = 0, priority = 0, mirrored = 0, told = 0, told_at = 0 }
+      if tally_count < MAX_CACHE then tallies[policy] = t; tally_count = tally_count + 1 end
+    end
+    return t
   end
-  return t
 end
 
 local function parse_settings(text)
@@ -702,75 +705,81 @@ end
 
 -- ------------------------------------------------------------------ always-classes
 
-local endpoints, endpoint_count = {}, 0
-local function class_of(always, method, target)
-  if always.Suspicious and (find(target, "[<>'\"`|;\\$(){}]") or find(target, "..", 1, true) or find(target, "%%[0-3]") or find(target, "%%[57][BbCcDd]") or find(target, "/etc/", 1, true)) then return "Suspicious" end
-  local path = string.match(target, "^[^?#]*")
-  if always.Authentication then
-    local p = lower(path)
-    for _, w in ipairs({ "login", "signin", "auth", "token", "session", "password" }) do
-      if find(p, w, 1, true) then return "Authentication" end
+local class_of
+do
+  local endpoints, endpoint_count = {}, 0
+  function class_of(always, method, target)
+    if always.Suspicious and (find(target, "[<>'\"`|;\\$(){}]") or find(target, "..", 1, true) or find(target, "%%[0-3]") or find(target, "%%[57][BbCcDd]") or find(target, "/etc/", 1, true)) then return "Suspicious" end
+    local path = string.match(target, "^[^?#]*")
+    if always.Authentication then
+      local p = lower(path)
+      for _, w in ipairs({ "login", "signin", "auth", "token", "session", "password" }) do
+        if find(p, w, 1, true) then return "Authentication" end
+      end
     end
-  end
-  if always.NewEndpoint then
-    local shape = method .. gsub(path, "/[^/]*%d[^/]*", "/*")
-    if not endpoints[shape] and endpoint_count < MAX_CACHE and #shape <= MAX_KEY then
-      endpoints[shape] = true
-      endpoint_count = endpoint_count + 1
-      return "NewEndpoint"
+    if always.NewEndpoint then
+      local shape = method .. gsub(path, "/[^/]*%d[^/]*", "/*")
+      if not endpoints[shape] and endpoint_count < MAX_CACHE and #shape <= MAX_KEY then
+        endpoints[shape] = true
+        endpoint_count = endpoint_count + 1
+        return "NewEndpoint"
+      end
     end
+    return nil
   end
-  return nil
 end
 
 -- ------------------------------------------------------------------ sampling
 
--- mix spreads a number of 32 bits over all 32 (rounds of 16-bit factors, whose
--- products doubles hold).
-local function mix(x)
-  for _ = 1, 2 do
-    x = tobit((x % 4294967296) * 0xB55B)
-    x = tobit((bxor(x, rshift(x, 15)) % 4294967296) * 0xD36D)
-    x = bxor(x, rshift(x, 16))
+local place_of
+do
+  -- mix spreads a number of 32 bits over all 32 (rounds of 16-bit factors, whose
+  -- products doubles hold).
+  local function mix(x)
+    for _ = 1, 2 do
+      x = tobit((x % 4294967296) * 0xB55B)
+      x = tobit((bxor(x, rshift(x, 15)) % 4294967296) * 0xD36D)
+      x = bxor(x, rshift(x, 16))
+    end
+    return x
   end
-  return x
-end
 
-local function hash(v, salt)
-  local x = salt
-  for i = 1, #v < 64 and #v or 64, 4 do
-    local a, b, c, d = byte(v, i, i + 3)
-    x = bxor(bxor(x, rol(x, 7)), a + (b or 0) * 256 + (c or 0) * 65536 + (d or 0) * 16777216)
-    x = tobit((x % 4294967296) * 0x9E37)
+  local function hash(v, salt)
+    local x = salt
+    for i = 1, #v < 64 and #v or 64, 4 do
+      local a, b, c, d = byte(v, i, i + 3)
+      x = bxor(bxor(x, rol(x, 7)), a + (b or 0) * 256 + (c or 0) * 65536 + (d or 0) * 16777216)
+      x = tobit((x % 4294967296) * 0x9E37)
+    end
+    return mix(x)
   end
-  return mix(x)
-end
 
--- session_of gives what names the session that a request is part of.
-local function session_of(hs, s)
-  if s.session == "header" then return hs:get(s.session_name) end
-  local cookies = hs:get("cookie")
-  local i = 1
-  while cookies do
-    local from, to = find(cookies, s.session_name .. "=", i, true)
-    if not from then return end
-    if from == 1 or find(sub(cookies, from - 1, from - 1), "[;,%s]") then return string.match(cookies, "^[^;,]*", to + 1) end
-    i = to + 1
+  -- session_of gives what names the session that a request is part of.
+  local function session_of(hs, s)
+    if s.session == "header" then return hs:get(s.session_name) end
+    local cookies = hs:get("cookie")
+    local i = 1
+    while cookies do
+      local from, to = find(cookies, s.session_name .. "=", i, true)
+      if not from then return end
+      if from == 1 or find(sub(cookies, from - 1, from - 1), "[;,%s]") then return string.match(cookies, "^[^;,]*", to + 1) end
+      i = to + 1
+    end
   end
-end
 
--- place_of gives a request's place among all, from 0 to 1: those below the share
--- are copied, so that a lower share's are among a higher one's. Requests of one
--- session, or of one trace (W3C Trace Context), are at one place, the same at every
--- worker. Clients choose both, but don't know the salt.
-local function place_of(hs, s)
-  local v = s.session and session_of(hs, s)
-  if v and v ~= "" then return hash(v, s.salt) % 4294967296 / 4294967296 end
-  v = hs:get("traceparent")
-  local a, b = nil, nil
-  if v and #v >= 35 then a, b = tonumber(sub(v, 20, 27), 16), tonumber(sub(v, 28, 35), 16) end
-  if not b or not a then return random() end
-  return mix(bxor(mix(bxor(s.salt, tobit(a))), tobit(b))) % 4294967296 / 4294967296
+  -- place_of gives a request's place among all, from 0 to 1: those below the share
+  -- are copied, so that a lower share's are among a higher one's. Requests of one
+  -- session, or of one trace (W3C Trace Context), are at one place, the same at every
+  -- worker. Clients choose both, but don't know the salt.
+  function place_of(hs, s)
+    local v = s.session and session_of(hs, s)
+    if v and v ~= "" then return hash(v, s.salt) % 4294967296 / 4294967296 end
+    v = hs:get("traceparent")
+    local a, b = nil, nil
+    if v and #v >= 35 then a, b = tonumber(sub(v, 20, 27), 16), tonumber(sub(v, 28, 35), 16) end
+    if not b or not a then return random() end
+    return mix(bxor(mix(bxor(s.salt, tobit(a))), tobit(b))) % 4294967296 / 4294967296
+  end
 end
 
 -- ------------------------------------------------------------------ counters
@@ -1010,21 +1019,24 @@ local function close(p)
   p.n = 0
 end
 
--- constants caches how the local address, protocol and route are encoded.
-local PLACES, places = {}, 0
-local function constants(dst, proto, route)
-  local by_proto = PLACES[dst]
-  local by_route = by_proto and by_proto[proto]
-  local e = by_route and by_route[route]
-  if e then return e end
-  e = pair("dst", dst) .. pair("proto", proto) .. pair("route", route)
-  if places < MAX_CACHE then
-    places = places + 1
-    by_proto = by_proto or {}
-    by_route = by_route or {}
-    PLACES[dst], by_proto[proto], by_route[route] = by_proto, by_route, e
+local constants
+do
+  -- constants caches how the local address, protocol and route are encoded.
+  local PLACES, places = {}, 0
+  function constants(dst, proto, route)
+    local by_proto = PLACES[dst]
+    local by_route = by_proto and by_proto[proto]
+    local e = by_route and by_route[route]
+    if e then return e end
+    e = pair("dst", dst) .. pair("proto", proto) .. pair("route", route)
+    if places < MAX_CACHE then
+      places = places + 1
+      by_proto = by_proto or {}
+      by_route = by_route or {}
+      PLACES[dst], by_proto[proto], by_route[route] = by_proto, by_route, e
+    end
+    return e
   end
-  return e
 end
 
 -- masked_body gives a body as it may leave, and flags.
@@ -1061,10 +1073,13 @@ end
 
 local function size(n) return n < 256 and n + 2 or n < 65536 and n + 3 or n + 5 end -- of n bytes as bin
 
-local last_t, last_t_encoded = -1, nil
-local function start(t)
-  if t ~= last_t then last_t, last_t_encoded = t, uint(t * 1000) end
-  return last_t_encoded
+local start
+do
+  local last_t, last_t_encoded = -1, nil
+  function start(t)
+    if t ~= last_t then last_t, last_t_encoded = t, uint(t * 1000) end
+    return last_t_encoded
+  end
 end
 
 -- finish makes the event and puts it into its policy's batch, which goes out if it
