@@ -18,6 +18,9 @@ import (
 const (
 	// sampleEvery is the time between two samples of the node's load.
 	sampleEvery = 10 * time.Millisecond
+	// tellingFor is how long after the node was late exchanges by CPU time tell of
+	// what it can do. With little to do, most of the time goes elsewhere.
+	tellingFor = 10 * time.Second
 	// urgentDelay is the delay that control planes hear of at once.
 	urgentDelay = 2 * load.Target
 )
@@ -35,6 +38,7 @@ type meter struct {
 
 	guard pressure.Guard
 	level atomic.Pointer[pressure.Level]
+	busy  atomic.Int64 // CPU time that tells of capacity, see load.Report.Busy, in ns
 
 	mu   sync.Mutex
 	lags pressure.Lags
@@ -85,6 +89,7 @@ func (m *meter) heard(vm string, sentUS uint64, received time.Time) {
 // run samples until the context ends.
 func (m *meter) run(ctx context.Context) error {
 	var levels pressure.Meter
+	var lateAt time.Time
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	for {
@@ -101,6 +106,12 @@ func (m *meter) run(ctx context.Context) error {
 		m.mu.Unlock()
 		level, fault := levels.Add(s)
 		was := m.level.Swap(&level)
+		if level.Delay > urgentDelay {
+			lateAt = now
+		}
+		if now.Sub(lateAt) < tellingFor {
+			m.busy.Add(int64(level.Busy - was.Busy))
+		}
 		m.guard.Set(level.Delay)
 		if level.Delay > urgentDelay && was.Delay <= urgentDelay {
 			m.urge()
@@ -125,7 +136,7 @@ func (m *meter) show(l pressure.Level) {
 func (m *meter) fill(r *load.Report) {
 	l := m.level.Load()
 	r.Kernel, r.Queue, r.Lag = l.Kernel, l.Queue, l.Lag
-	r.Utilization, r.Busy, r.Capacity = l.Utilization, l.Busy, l.Capacity
+	r.Utilization, r.Busy, r.Capacity = l.Utilization, time.Microsecond+time.Duration(m.busy.Load()), l.Capacity
 	_, r.Discarded = m.counts()
 }
 

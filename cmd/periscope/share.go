@@ -41,6 +41,7 @@ type sharing struct {
 
 	due      map[string]*mirror.Shares // of istiods' gateways, not pushed yet; of run alone
 	istiodAt time.Time
+	late     bool // some node has been late: before that, nobody knows what nodes can do
 }
 
 type shareMetrics struct {
@@ -150,7 +151,8 @@ func (s *sharing) show(d share.Decision) {
 // push hands on the shares that have changed: to gateways that we serve at once,
 // to istiods not more than once a second unless nodes are late.
 func (s *sharing) push(d share.Decision, now time.Time) {
-	if d.Ready && d.Changed > 0 {
+	s.late = s.late || d.Ready && d.Totals.Delay > urgentDelay
+	if s.late && d.Ready && (d.Changed > 0 || len(s.pushed) == 0) {
 		direct := map[string]*mirror.Shares{}
 		for id, shares := range s.changed(d) {
 			if s.control.supplied(id) {

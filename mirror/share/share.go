@@ -139,6 +139,7 @@ func New(c Config) *Controller {
 // Configure replaces the configuration. What is known of nodes and gateways stays,
 // as far as their policies do.
 func (c *Controller) Configure(config Config) {
+	before := c.policies
 	c.policies, c.pods, c.tenants = map[string]*policy{}, map[string]Gateway{}, nil
 	tenants := map[string]*tenant{}
 	for _, p := range config.Policies {
@@ -168,6 +169,9 @@ func (c *Controller) Configure(config Config) {
 		if c.policies[key.policy] == nil {
 			c.removeLeaf(l)
 			continue
+		}
+		if was := before[key.policy]; was != nil && was.Ceiling < c.policies[key.policy].Ceiling {
+			l.share.set = false // an edit takes effect at once, not gradually
 		}
 		c.place(l)
 	}

@@ -58,9 +58,14 @@ type Level struct {
 	Capacity    float64       // exchanges a second that it could analyse; 0: not known yet
 }
 
+// fewQueued exchanges are no backlog, whatever the capacity is believed to be: it
+// is least sure where there is little to do.
+const fewQueued = 8
+
 // Wait is how long so many exchanges between reading and analysis will take: what
 // the guard goes by between samples, as much can come in 10 ms. 0: not known.
 func (l Level) Wait(queued int) time.Duration {
+	queued -= fewQueued
 	if l.Capacity <= 0 || queued <= 0 {
 		return 0
 	}
