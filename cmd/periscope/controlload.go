@@ -84,10 +84,7 @@ func (l *loads) watch(t mirror.Topology) {
 
 func (l *loads) run(ctx context.Context) error {
 	if l.certs != nil {
-		following, stop := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() { defer close(done); l.certs.Run(following) }()
-		defer func() { stop(); <-done }()
+		defer beside(ctx, l.certs.Run)()
 	}
 	return l.watcher.Run(ctx)
 }

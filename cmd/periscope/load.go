@@ -120,10 +120,7 @@ func (n *node) openORCA(ctx context.Context) (err error) {
 
 func (s *orcaServer) run(ctx context.Context) error {
 	if s.certs != nil {
-		following, stop := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() { defer close(done); s.certs.Run(following) }()
-		defer func() { stop(); <-done }()
+		defer beside(ctx, s.certs.Run)()
 	}
 	return serveGRPC(ctx, "load reports", s.listener, s.grpc)
 }

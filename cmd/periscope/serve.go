@@ -62,3 +62,11 @@ func serve(ctx context.Context, l net.Listener, s *http.Server) error {
 	}
 	return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 }
+
+// beside runs f until what it gives is called, which waits for f's end.
+func beside(ctx context.Context, f func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { defer close(done); f(ctx) }()
+	return func() { cancel(); <-done }
+}

@@ -36,8 +36,6 @@ type sharing struct {
 
 	mu         sync.Mutex
 	controller *share.Controller
-	decision   share.Decision
-	pushed     map[string]*mirror.Shares // by gateway, those in force
 
 	due      map[string]*mirror.Shares // of istiods' gateways, not pushed yet; of run alone
 	istiodAt time.Time
@@ -52,7 +50,7 @@ type shareMetrics struct {
 func newSharing(c *control) *sharing {
 	s := &sharing{
 		control: c, wake: make(chan struct{}, 1), controller: share.New(share.Config{}),
-		pushed: map[string]*mirror.Shares{}, due: map[string]*mirror.Shares{},
+		due: map[string]*mirror.Shares{},
 	}
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "periscope_share_" + name, Help: help})
@@ -133,7 +131,6 @@ func (s *sharing) run(ctx context.Context) error {
 		now := time.Now()
 		s.mu.Lock()
 		d := s.controller.Decide(now)
-		s.decision = d
 		s.mu.Unlock()
 		s.show(d)
 		s.push(d, now)
@@ -152,15 +149,9 @@ func (s *sharing) show(d share.Decision) {
 // to istiods not more than once a second unless nodes are late.
 func (s *sharing) push(d share.Decision, now time.Time) {
 	s.late = s.late || d.Ready && d.Totals.Delay > urgentDelay
-	if s.late && d.Ready && (d.Changed > 0 || len(s.pushed) == 0) {
-		direct := map[string]*mirror.Shares{}
-		for id, shares := range s.changed(d) {
-			if s.control.supplied(id) {
-				s.due[id] = shares
-			} else {
-				direct[id] = shares
-			}
-		}
+	if s.late && d.Ready && (d.Changed > 0 || len(s.control.current().shares) == 0) {
+		direct, due := s.changed(d)
+		maps.Copy(s.due, due)
 		s.hand(direct, "ads")
 	}
 	if len(s.due) > 0 && (d.Urgent || now.Sub(s.istiodAt) >= istiodPushGap) {
@@ -179,13 +170,11 @@ func (s *sharing) hand(shares map[string]*mirror.Shares, carrier string) {
 		return
 	}
 	s.metrics.pushes.WithLabelValues(carrier).Add(float64(len(shares)))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.Copy(s.pushed, shares)
 }
 
-// changed gives the shares of gateways for which a decision makes a difference.
-func (s *sharing) changed(d share.Decision) map[string]*mirror.Shares {
+// changed gives the shares of gateways for which a decision makes a difference:
+// those that we serve, and istiods'.
+func (s *sharing) changed(d share.Decision) (direct, due map[string]*mirror.Shares) {
 	type key struct{ workload, policy string }
 	defaults, pods := map[key]mirror.Share{}, map[string]map[string]map[string]mirror.Share{} // by workload, pod, policy
 	for _, f := range d.Defaults {
@@ -201,8 +190,9 @@ func (s *sharing) changed(d share.Decision) map[string]*mirror.Shares {
 		}
 		pods[f.Workload][pod][f.Policy] = mirror.Share{PPM: f.PPM, Priority: f.PriorityPPM}
 	}
-	out := map[string]*mirror.Shares{}
-	for _, g := range s.control.current().plan.Gateways {
+	direct, due = map[string]*mirror.Shares{}, map[string]*mirror.Shares{}
+	current := s.control.current()
+	for _, g := range current.plan.Gateways {
 		id := g.Gateway.ID()
 		shares := &mirror.Shares{Pods: map[string][]mirror.Share{}}
 		own := pods[id][g.Gateway.Name] // of one that we serve
@@ -235,18 +225,15 @@ func (s *sharing) changed(d share.Decision) map[string]*mirror.Shares {
 		text := shares.Encode()
 		sum := sha256.Sum256([]byte(text))
 		shares.Revision = hex.EncodeToString(sum[:4])
-		if was := cmp.Or(s.due[id], s.inForce(id)); was == nil || was.Revision != shares.Revision {
-			out[id] = shares
+		if was := cmp.Or(s.due[id], current.shares[id]); was == nil || was.Revision != shares.Revision {
+			if g.Gateway.Selector != nil {
+				due[id] = shares
+			} else {
+				direct[id] = shares
+			}
 		}
 	}
-	return out
-}
-
-// inForce gives the shares handed on last; nil: none yet.
-func (s *sharing) inForce(id string) *mirror.Shares {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.pushed[id]
+	return direct, due
 }
 
 // decided names decisions.
@@ -297,16 +284,6 @@ type shareTotals struct {
 	Frozen   bool                   `json:"frozen"` // no node is fresh
 	Workers  int                    `json:"workers"`
 	Faults   map[share.Fault]uint64 `json:"faults,omitempty"`
-}
-
-// supplied tells whether a gateway has its configuration from istiod.
-func (c *control) supplied(id string) bool {
-	for _, g := range c.current().plan.Gateways {
-		if g.Gateway.ID() == id {
-			return g.Gateway.Selector != nil
-		}
-	}
-	return false
 }
 
 // publishShares hands on the shares of some gateways, and nothing else.
