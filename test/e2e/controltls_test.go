@@ -149,10 +149,7 @@ func TestControlTLS(t *testing.T) {
 	})
 	t.Run("node without a certificate", func(t *testing.T) {
 		other, admin := s.startOther(t, "--name", "bare", "--control-ca", s.serverCA)
-		other.waitFor("have to show a client certificate")
-		if status, body := get(t, "http://"+admin+"/ready"); status != http.StatusServiceUnavailable || !strings.Contains(body, "--control-cert") {
-			t.Errorf("/ready: %d %s", status, body)
-		}
+		unready(t, other, admin, "--control-cert")
 		control.waitFor("xds client refused")
 		if n := strings.Count(control.output(), "node=node~bare"); n != 1 {
 			t.Errorf("the control plane logs it %d times", n)
@@ -171,10 +168,7 @@ func TestControlTLS(t *testing.T) {
 	t.Run("another authority's control plane", func(t *testing.T) {
 		other, admin := s.startOther(t, s.nodeFiles.flags(s.clientCA)...)
 		reason := "with --control-ca " + s.clientCA + ": x509: certificate signed by unknown authority"
-		other.waitFor(reason)
-		if _, body := get(t, "http://"+admin+"/ready"); !strings.Contains(body, reason) {
-			t.Errorf("/ready: %s", body)
-		}
+		unready(t, other, admin, reason)
 	})
 	t.Run("plain text", func(t *testing.T) {
 		other, admin := s.startOther(t)
@@ -184,6 +178,16 @@ func TestControlTLS(t *testing.T) {
 		}
 	})
 	t.Run("renewed", func(t *testing.T) { s.renewed(t, control, node) })
+}
+
+// unready waits for a node's stream of policies to fail, which is not the only
+// stream that says why, and has /ready tell the reason.
+func unready(t *testing.T, node *process, admin, reason string) {
+	t.Helper()
+	node.waitFor("policy stream ended")
+	if status, body := get(t, "http://"+admin+"/ready"); status != http.StatusServiceUnavailable || !strings.Contains(body, reason) {
+		t.Errorf("/ready: %d %s", status, body)
+	}
 }
 
 // renewed has the control plane trust another authority alone, and the running
