@@ -21,7 +21,7 @@ type Share struct {
 // and its Next; missing ones leave a policy as it is. They travel beside the
 // settings, as they change far more often.
 type Shares struct {
-	Revision string // names them: the plugin looks at them anew when it changes
+	Revision string // names them, 32 bits in hex: the plugin looks at them anew when it changes
 	Default  []Share
 	Pods     map[string][]Share // by the pod's name; at most MaxSharePods count
 }

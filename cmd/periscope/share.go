@@ -36,6 +36,7 @@ type sharing struct {
 
 	mu         sync.Mutex
 	controller *share.Controller
+	effects    *effects
 
 	due      map[string]*mirror.Shares // of istiods' gateways, not pushed yet; of run alone
 	istiodAt time.Time
@@ -50,7 +51,7 @@ type shareMetrics struct {
 func newSharing(c *control) *sharing {
 	s := &sharing{
 		control: c, wake: make(chan struct{}, 1), controller: share.New(share.Config{}),
-		due: map[string]*mirror.Shares{},
+		effects: newEffects(), due: map[string]*mirror.Shares{},
 	}
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "periscope_share_" + name, Help: help})
@@ -91,9 +92,14 @@ func (s *sharing) configure(plan mirror.Plan) {
 			config.Gateways = append(config.Gateways, share.Gateway{Pod: g.Gateway.ID(), Workload: g.Gateway.ID()})
 		}
 	}
+	workloads := map[string]string{}
+	for _, g := range config.Gateways {
+		workloads[g.Pod] = g.Workload
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.controller.Configure(config)
+	s.effects.configure(workloads)
 }
 
 func tenantOf(plan mirror.Plan, id string) string {
@@ -108,6 +114,7 @@ func tenantOf(plan mirror.Plan, id string) string {
 func (s *sharing) take(u orca.Update) {
 	s.mu.Lock()
 	urgent := s.controller.Observe(*u.Report, u.Received)
+	s.effects.take(u, s.controller.Effect)
 	s.mu.Unlock()
 	if urgent {
 		select {
@@ -165,6 +172,12 @@ func (s *sharing) hand(shares map[string]*mirror.Shares, carrier string) {
 	if len(shares) == 0 {
 		return
 	}
+	s.mu.Lock()
+	now := time.Now()
+	for workload, shares := range shares {
+		s.effects.pushed(workload, shares.Revision, now)
+	}
+	s.mu.Unlock()
 	if err := s.control.publishShares(shares); err != nil {
 		s.control.cfg.logger.Error("shares not handed on", "error", err)
 		return

@@ -8,6 +8,7 @@ package load
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -68,6 +69,19 @@ type Demand struct {
 
 	Heard    time.Duration // the node's Uptime when it heard this; 0: the report's
 	Received uint64        // exchanges of it that this node itself got, whatever the gateway says
+
+	Share      uint32        // revision of the shares that the worker goes by (mirror.Shares), read as a number; 0: none
+	ShareSince time.Duration // the node's Uptime at the first batch under it; 0: it can't be told
+}
+
+// ShareNumber reads a revision of shares, hexadecimal digits, as Demand.Share; what
+// is none is 0.
+func ShareNumber(revision string) uint32 {
+	n, err := strconv.ParseUint(revision, 16, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
 }
 
 // Compare orders demands by gateway, worker and policy.

@@ -25,7 +25,7 @@ func report() *load.Report {
 		Analysed: 1 << 53, Priority: 2, Discarded: 3, Overflown: 4,
 		Sockets: load.Sockets{Backend: "inet_diag", Connections: 5, Bytes: 6, Backlog: 7, BacklogMax: 8, ZeroWindows: 9, Drops: 10, Retransmits: 11},
 		Demands: []load.Demand{
-			{Gateway: "ns/gw-0", VM: "00112233445566ff", Policy: "ns/p", Eligible: 100, Priority: 3, Mirrored: 50, Received: 40, Heard: 2 * time.Second},
+			{Gateway: "ns/gw-0", VM: "00112233445566ff", Policy: "ns/p", Eligible: 100, Priority: 3, Mirrored: 50, Received: 40, Heard: 2 * time.Second, Share: math.MaxUint32, ShareSince: time.Microsecond},
 			{Gateway: "ns/gw-0", VM: "00112233445566ff", Policy: "ns/q/ä%2f"},
 		},
 		Partial: true,
@@ -72,13 +72,13 @@ func TestEncodeOutOfBounds(t *testing.T) {
 	for _, name := range []string{"g", strings.Repeat("/", 256)} {
 		r = &load.Report{Node: "n"}
 		for i := range load.MaxDemands + 10 {
-			r.Demands = append(r.Demands, load.Demand{Gateway: name, VM: fmt.Sprintf("%06d", i), Policy: name, Eligible: 1, Priority: 1, Mirrored: 1, Received: 1, Heard: time.Second})
+			r.Demands = append(r.Demands, load.Demand{Gateway: name, VM: fmt.Sprintf("%06d", i), Policy: name, Eligible: 1, Priority: 1, Mirrored: 1, Received: 1, Heard: time.Second, Share: 1, ShareSince: time.Second})
 		}
 		o := load.Encode(r)
 		if n := proto.Size(o); n > load.MaxBytes {
 			t.Errorf("encoded it has %d bytes", n)
 		}
-		if got, err = load.Decode(o); err != nil || len(got.Demands) > load.MaxDemands || len(got.Demands) < 800 {
+		if got, err = load.Decode(o); err != nil || len(got.Demands) > load.MaxDemands || len(got.Demands) < 600 {
 			t.Errorf("%d demands, %v", len(got.Demands), err)
 		}
 	}
@@ -110,7 +110,7 @@ func TestDecodeRefuses(t *testing.T) {
 			o.NamedMetrics["periscope.demand/"+strings.Repeat("g", 257)+"/v/p/eligible"] = 1
 		},
 		"many metrics": func(o *orca.OrcaLoadReport) {
-			for i := range 6 * load.MaxDemands {
+			for i := range 8 * load.MaxDemands {
 				o.NamedMetrics[fmt.Sprint(i)] = 1
 			}
 		},

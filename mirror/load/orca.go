@@ -39,7 +39,9 @@ const (
 	kindMirrored = "mirrored"
 	kindReceived = "received"
 	kindHeard    = "heard" // the node's uptime, in seconds
-	kinds        = 5
+	kindShare    = "share"
+	kindSince    = "share_since" // likewise
+	kinds        = 7
 )
 
 // metric is a number of a report that ORCA has no field for.
@@ -144,6 +146,12 @@ func Encode(r *Report) *orca.OrcaLoadReport {
 		if d.Heard > 0 {
 			m[name+kindHeard] = within(seconds(d.Heard), maxSeconds)
 		}
+		if d.Share > 0 {
+			m[name+kindShare] = float64(d.Share)
+		}
+		if d.ShareSince > 0 {
+			m[name+kindSince] = within(seconds(d.ShareSince), maxSeconds)
+		}
 	}
 	return &orca.OrcaLoadReport{CpuUtilization: use, ApplicationUtilization: use, RpsFractional: within(r.Rate, maxRPS), NamedMetrics: m}
 }
@@ -207,11 +215,14 @@ func Decode(o *orca.OrcaLoadReport) (*Report, error) {
 func decodeDemand(demands map[string]*Demand, name string, v float64) error {
 	end := strings.LastIndexByte(name, '/')
 	id, kind := name[:end], name[end+1:]
-	most := float64(maxCount)
-	if kind == kindHeard {
-		most = maxSeconds
+	most, whole := float64(maxCount), true
+	switch kind {
+	case kindHeard, kindSince:
+		most, whole = maxSeconds, false
+	case kindShare:
+		most = math.MaxUint32
 	}
-	if err := check(name, v, most, kind != kindHeard); err != nil {
+	if err := check(name, v, most, whole); err != nil {
 		return err
 	}
 	d := demands[id]
@@ -239,6 +250,10 @@ func decodeDemand(demands map[string]*Demand, name string, v float64) error {
 		d.Received = uint64(v)
 	case kindHeard:
 		d.Heard = ofSeconds(v)
+	case kindShare:
+		d.Share = uint32(v)
+	case kindSince:
+		d.ShareSince = ofSeconds(v)
 	}
 	return nil
 }

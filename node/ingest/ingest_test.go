@@ -378,6 +378,22 @@ func TestDemands(t *testing.T) {
 	if got := r.handler.Demands(start); !slices.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
 	}
+	shares := func(ms int, seq uint64, revision string, since time.Duration) {
+		t.Helper()
+		now = now.Add(time.Duration(ms) * time.Millisecond)
+		send(event.Header{VM: "shared", Seq: seq, Policy: "ns/b", ShareRev: revision})
+		got := r.handler.Demands(start)
+		if d := got[len(got)-2]; d.VM != "shared" || d.Share != load.ShareNumber(revision) && seq != 3 || d.ShareSince != since {
+			t.Errorf("batch %d: %+v", seq, d)
+		}
+	}
+	shares(0, 1, "0000000a", 0)
+	shares(100, 2, "0000000b", 1100*time.Millisecond)
+	shares(100, 4, "ffffffff", 1200*time.Millisecond)
+	shares(10, 3, "0000000b", 1200*time.Millisecond) // late
+	shares(100, 5, "ffffffff", 1200*time.Millisecond)
+	shares(1000, 6, "0000000a", 0) // after a silence: nobody knows when
+	shares(100, 7, "no number", 2410*time.Millisecond)
 	now = now.Add(10 * time.Minute)
 	send(event.Header{Pod: "gw-0", VM: "new", Seq: 7, Policy: "ns/a", Eligible: 8})
 	if got := r.handler.Demands(start); len(got) != 2 || got[1].Eligible != 8 {
@@ -388,14 +404,14 @@ func TestDemands(t *testing.T) {
 	for i := range workers * 30 {
 		send(event.Header{VM: fmt.Sprint("many", i/30), Seq: uint64(i%30) + 1, Policy: fmt.Sprint("ns/", i%30), Eligible: 1})
 	}
-	if got := r.handler.Demands(start); len(got) != load.MaxDemands-2 { // those of workers that are silent are kept
+	if got := r.handler.Demands(start); len(got) != load.MaxDemands-3 { // those of workers that are silent are kept
 		t.Errorf("%d demands are told", len(got))
 	}
 	now = now.Add(time.Second)
 	for i := range 4096 - workers + 10 {
 		send(event.Header{VM: fmt.Sprint("more", i), Seq: 1})
 	}
-	if got := r.handler.Demands(start); len(got) > load.MaxDemands-2-5*30 {
+	if got := r.handler.Demands(start); len(got) > load.MaxDemands-3-5*30 {
 		t.Errorf("%d demands are told once their workers are forgotten", len(got))
 	}
 }

@@ -23,7 +23,10 @@ const (
 	// no requests then, or is gone.
 	demandFor = 5 * time.Minute
 	vmMemory  = 30 * time.Minute // then a silent one is forgotten, if there is need
-	maxGrowth = 1 << 40          // of a counter from one batch to the next: no sum of them overflows
+	// shareSilence is the longest time between two batches of a worker of which the
+	// second tells when new shares took effect.
+	shareSilence = 250 * time.Millisecond
+	maxGrowth    = 1 << 40 // of a counter from one batch to the next: no sum of them overflows
 )
 
 // exchangeOutcomes are the plugin counters that are shown: a closed set, whatever a
@@ -55,8 +58,10 @@ type ledger struct {
 // demand is one policy's at one worker.
 type demand struct {
 	load.Demand
-	vm    *vmState
-	heard time.Time
+	vm         *vmState
+	heard      time.Time
+	shareSince time.Time
+	seq        uint64 // of the newest batch
 }
 
 type (
@@ -128,8 +133,8 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 		}
 		l.vms[vmKey{strings.Clone(gateway), strings.Clone(h.VM)}] = vm
 	}
-	vm.last = now
 	l.want(gateway, b, vm, now)
+	vm.last = now
 	if h.Seq <= vm.seq {
 		return // overtaken by a later one, which has told more
 	}
@@ -167,6 +172,7 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now time.Time
 			d.Eligible = h.Counters[event.CounterSeen] - left
 		}
 	}
+	d.Share = load.ShareNumber(h.ShareRev)
 	received := uint64(len(b.Events) + b.Discarded)
 	i, found := slices.BinarySearchFunc(l.demand, d, func(is *demand, d load.Demand) int { return is.Compare(d) })
 	if !found {
@@ -176,11 +182,20 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now time.Time
 		}
 		d.Gateway, d.VM, d.Policy = strings.Clone(d.Gateway), strings.Clone(d.VM), strings.Clone(d.Policy)
 		d.Received = received
-		l.demand = slices.Insert(l.demand, i, &demand{d, vm, now})
+		l.demand = slices.Insert(l.demand, i, &demand{Demand: d, vm: vm, heard: now, seq: h.Seq})
 		return
 	}
 	is := l.demand[i]
 	is.Received += received
+	if h.Seq > is.seq { // else overtaken
+		is.seq = h.Seq
+		if d.Share != is.Share {
+			is.Share, is.shareSince = d.Share, time.Time{}
+			if now.Sub(vm.last) <= shareSilence {
+				is.shareSince = now
+			}
+		}
+	}
 	if d.Eligible > is.Eligible { // else a later one has overtaken it, or nothing is new
 		is.heard = now
 	}
@@ -196,6 +211,9 @@ func (l *ledger) demands(now, start time.Time) []load.Demand {
 		if now.Sub(d.vm.last) <= demandFor {
 			told := d.Demand
 			told.Heard = max(0, d.heard.Sub(start))
+			if !d.shareSince.IsZero() {
+				told.ShareSince = max(0, d.shareSince.Sub(start))
+			}
 			out = append(out, told)
 		}
 	}
