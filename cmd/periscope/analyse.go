@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,15 @@ import (
 // same cores goes first (nice(2); 0 is ordinary, 19 the least).
 const analysisNice = 10
 
+// A worker leaves CPU time to who reads, for yieldFor at most before each exchange,
+// while bytes in the node's sockets are older than yieldAt: what waits there is of
+// any class, holds calls open at gateways, which may have 64, and is lost beyond.
+const (
+	yieldAt   = 10 * time.Millisecond
+	yieldFor  = 20 * time.Millisecond
+	yieldStep = 2 * time.Millisecond
+)
+
 // analysis takes exchanges off the ring, inspects them and hands hits to the
 // store's writer.
 type analysis struct {
@@ -32,6 +42,37 @@ type analysis struct {
 	logger   *slog.Logger
 	delay    prometheus.Histogram
 	analysed atomic.Uint64 // exchanges
+	kernel   func() time.Duration // age of the oldest bytes in a socket, as last sampled
+	work     occupancy
+}
+
+// occupancy is how long workers have been at work, summed up.
+type occupancy struct {
+	mu    sync.Mutex
+	total time.Duration
+	now   int // workers that are at work
+	at    time.Time
+}
+
+// change counts workers who begin, or end.
+func (o *occupancy) change(workers int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.read()
+	o.now += workers
+}
+
+func (o *occupancy) worked() time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.read()
+}
+
+func (o *occupancy) read() time.Duration {
+	now := time.Now()
+	o.total += time.Duration(o.now) * now.Sub(o.at)
+	o.at = now
+	return o.total
 }
 
 func newAnalysis(a *analysis, reg prometheus.Registerer) *analysis {
@@ -55,7 +96,12 @@ func (a *analysis) run(ctx context.Context, workers int) error {
 				if !ok {
 					return nil
 				}
+				a.work.change(1)
+				for waited := time.Duration(0); waited < yieldFor && a.kernel() > yieldAt; waited += yieldStep {
+					time.Sleep(yieldStep)
+				}
 				a.inspect(x)
+				a.work.change(-1)
 			}
 		})
 	}

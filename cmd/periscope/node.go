@@ -210,6 +210,8 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	}
 	n.analysis = newAnalysis(&analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
 	n.meter.counts = func() (analysed, discarded uint64) { return n.analysis.analysed.Load(), n.handler.Discarded() }
+	n.analysis.kernel = func() time.Duration { return n.meter.level.Load().Kernel }
+	n.meter.workers, n.meter.worked = n.cfg.workers, n.analysis.work.worked
 	n.meter.kernel = func() time.Duration { return n.sockets.sample() }
 	n.meter.urge = func() { n.orca.service.Urge() }
 	// [2] Late: who connects before that is served waits, and gateways would

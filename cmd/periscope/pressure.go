@@ -33,6 +33,8 @@ type meter struct {
 	started time.Time
 	cpus    float64
 	counts  func() (analysed, discarded uint64)
+	workers int
+	worked  func() time.Duration // what they did, summed up
 	kernel  func() time.Duration // age of the oldest bytes in a socket
 	urge    func()               // tells control planes at once
 
@@ -99,7 +101,7 @@ func (m *meter) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		now := time.Now()
-		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: m.cpus}
+		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: m.cpus, Worked: m.worked(), Workers: m.workers}
 		s.Analysed, s.Discarded = m.counts()
 		m.mu.Lock()
 		s.Lag = m.lags.Lag(s.At)

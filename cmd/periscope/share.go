@@ -88,9 +88,8 @@ func (s *sharing) configure(plan mirror.Plan) {
 		for _, pod := range g.Gateway.Pods {
 			config.Gateways = append(config.Gateways, share.Gateway{Pod: g.Gateway.Namespace + "/" + pod, Workload: g.Gateway.ID()})
 		}
-		if g.Gateway.Selector == nil {
-			config.Gateways = append(config.Gateways, share.Gateway{Pod: g.Gateway.ID(), Workload: g.Gateway.ID()})
-		}
+		// Who doesn't know its pod goes by the gateway's name.
+		config.Gateways = append(config.Gateways, share.Gateway{Pod: g.Gateway.ID(), Workload: g.Gateway.ID()})
 	}
 	workloads := map[string]string{}
 	for _, g := range config.Gateways {

@@ -16,6 +16,7 @@ const (
 	idleUse      = 0.05
 	leastUse     = 0.2 // below this utilization, exchanges by CPU time are mostly noise
 	goodUse      = 0.5 // above it, good enough to be remembered
+	leastFull    = 0.02
 	maxRate      = 1e7 // exchanges a second; more is garbage
 	maxUse       = 4   // as much may be read of the CPU time that there is; more is garbage
 )
@@ -26,10 +27,12 @@ const (
 // While a node is late, what it does is what it can do. Otherwise that is what it
 // did by the part of its CPU time that it used. Two memories correct readings of
 // CPU time that are wrong: how much the node seemed to use when it was late, which
-// is all that it has; and what it once could do, as long as it is not late.
+// is all that it has, unless its workers show that it has got more since; and what
+// it once could do, as long as it is not late.
 type Capacity struct {
 	rate  float64
 	y, u  float64       // exchanges a second and utilization, smooth: the two are rarely read at one moment
+	w     float64       // part of the time that workers are at work, smooth
 	best  float64       // remembered, as long as nothing contradicts it
 	top   float64       // the most that was remembered
 	full  float64       // utilization read when all is used; 0: 1
@@ -42,6 +45,7 @@ type Interval struct {
 	Analysed    uint64
 	Discarded   uint64 // by the guard
 	Utilization float64
+	Workers     float64       // part of the time that its workers were at work; 0: not known
 	Delay       time.Duration // at its end
 }
 
@@ -49,7 +53,7 @@ type Interval struct {
 func (c *Capacity) Add(i Interval) bool {
 	span := i.Length.Seconds()
 	y := float64(i.Analysed) / span
-	if span <= 0 || y > maxRate || float64(i.Discarded)/span > maxRate || !(i.Utilization >= 0 && i.Utilization <= maxUse) || i.Delay < 0 {
+	if span <= 0 || y > maxRate || float64(i.Discarded)/span > maxRate || !(i.Utilization >= 0 && i.Utilization <= maxUse) || !(i.Workers >= 0 && i.Workers <= maxUse) || i.Delay < 0 {
 		return false
 	}
 	late := min(c.delay, i.Delay) > 2*Target
@@ -66,16 +70,20 @@ func (c *Capacity) Add(i Interval) bool {
 	}
 	c.y += weight * gain * (y - c.y)
 	c.u += weight * gain * (u - c.u)
+	c.w += weight * gain * (i.Workers - c.w)
 	memory := Gain(i.Length, memorySpan)
 	if c.full == 0 {
 		c.full = 1
 	}
 	c.full = max(c.full, c.u) // nothing uses more than all
 	if late {
-		c.full = max(0.1, c.full+memory*(u-c.full))
+		c.full = max(leastFull, c.full+memory*(u-c.full))
 		c.toward(y, weight*gain)
 		c.best = min(c.rate, c.best+weight*memory*max(0, c.rate-c.best))
 		return true
+	}
+	if c.w > 0 { // they wait for work for half of the time that would be left
+		c.full = max(c.full, min(1, c.u/(2*c.w)))
 	}
 	u = c.u / c.full
 	fade := math.Exp(-span / memoryFade.Seconds())
@@ -92,7 +100,7 @@ func (c *Capacity) Add(i Interval) bool {
 		// Otherwise one that stood still for a while would be believed unable for ever.
 		c.toward(max(c.rate, c.top), memory)
 	case c.rate > 0:
-		c.toward(max(c.rate, c.best, c.y/leastUse), memory) // it can do this much at least
+		c.toward(max(c.rate, c.best, c.y/leastUse), gain) // it can do this much at least
 	}
 	return true
 }
@@ -107,6 +115,15 @@ func (c *Capacity) toward(rate, gain float64) {
 
 // Rate is the estimate, in exchanges a second; 0: none yet.
 func (c *Capacity) Rate() float64 { return c.rate }
+
+// Use corrects a reading of utilization by what the node seemed to use when it used
+// all.
+func (c *Capacity) Use(utilization float64) float64 {
+	if c.full == 0 {
+		return utilization
+	}
+	return min(utilization/c.full, maxUse)
+}
 
 // Gain is the weight of a value that stood for an interval, in an exponentially
 // weighted mean of this e-folding time.

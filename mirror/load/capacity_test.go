@@ -95,6 +95,38 @@ func TestCapacityAfterStandstill(t *testing.T) {
 	}
 }
 
+// A node that a quota has held back, and does not any more: the CPU time that it
+// uses is what it knows as all of it, but its workers wait for work.
+func TestCapacityAfterQuota(t *testing.T) {
+	const cpus = 2 // that it believes to have
+	var c load.Capacity
+	run := func(rate, quota float64, d time.Duration) {
+		for ; d > 0; d -= tick {
+			done := min(rate, 500*quota) // 2 ms of CPU time each
+			delay := time.Millisecond
+			if rate > done {
+				delay = 30 * time.Millisecond
+			}
+			workers := done / 500 / cpus
+			if rate > done {
+				workers = 1
+			}
+			c.Add(load.Interval{Length: tick, Analysed: uint64(done * tick.Seconds()), Delay: delay, Utilization: done / 500 / cpus, Workers: workers})
+		}
+	}
+	run(400, 0.2, 5*time.Second)
+	near(t, "a fifth of a core", c.Rate(), 100, 0.1)
+	near(t, "what it uses", c.Use(0.1), 1, 0.1)
+	share := 0.0
+	for range 30 { // 1.5 s
+		share = min(400, max(80, 0.9*c.Rate()))
+		run(share, 1, tick)
+	}
+	if share < 380 {
+		t.Errorf("%.0f exchanges a second are sent to a node that can take 500", share)
+	}
+}
+
 func TestCapacityGarbage(t *testing.T) {
 	n := &node{capacity: 10_000, factor: 1, clip: 1}
 	n.run(5000, time.Second)

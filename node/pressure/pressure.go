@@ -42,6 +42,9 @@ type Sample struct {
 	CPU  time.Duration // CPU time used so far, by all that shares CPUs
 	CPUs float64       // CPUs that it may use: its quota, or its part by weight, or all there are
 
+	Worked  time.Duration // time that its workers were at work so far, summed up
+	Workers int           // 0: not known
+
 	Analysed  uint64 // exchanges so far
 	Discarded uint64 // exchanges so far, by the guard
 }
@@ -53,7 +56,7 @@ type Level struct {
 	Lag         time.Duration // as far as it is believed
 	Delay       time.Duration // the worst of them
 	Utilization float64       // of the CPU time that the node may use; above 1: CPUs was too low
-	Busy        time.Duration // the same, summed up over time
+	Busy        time.Duration // the same, corrected (load.Capacity), summed up over time
 	Rate        float64       // exchanges analysed a second
 	Capacity    float64       // exchanges a second that it could analyse; 0: not known yet
 }
@@ -129,7 +132,7 @@ func (m *Meter) rates(s Sample) Fault {
 	case gap > maxGap:
 		m.last = s
 		return FaultGap
-	case s.Analysed < last.Analysed, s.Discarded < last.Discarded, s.CPU < last.CPU:
+	case s.Analysed < last.Analysed, s.Discarded < last.Discarded, s.CPU < last.CPU, s.Worked < last.Worked:
 		m.last = s
 		return FaultCounter
 	case gap < minGap:
@@ -140,16 +143,20 @@ func (m *Meter) rates(s Sample) Fault {
 	if s.CPUs > 0 {
 		use = (s.CPU - last.CPU).Seconds() / gap.Seconds() / s.CPUs
 	}
+	workers := 0.0
+	if s.Workers > 0 {
+		workers = (s.Worked - last.Worked).Seconds() / gap.Seconds() / float64(s.Workers)
+	}
 	if use > maxCPUs {
 		return FaultCounter
 	}
 	if !m.capacity.Add(load.Interval{
 		Length: gap, Analysed: s.Analysed - last.Analysed, Discarded: s.Discarded - last.Discarded,
-		Utilization: use, Delay: max(s.Kernel, s.Queue),
+		Utilization: use, Workers: workers, Delay: max(s.Kernel, s.Queue),
 	}) {
 		return FaultCounter
 	}
-	m.level.Busy += time.Duration(use * float64(gap))
+	m.level.Busy += time.Duration(m.capacity.Use(use) * float64(gap))
 	gain := load.Gain(gap, useSpan)
 	m.level.Utilization += gain * (use - m.level.Utilization)
 	m.level.Rate += gain * (float64(s.Analysed-last.Analysed)/gap.Seconds() - m.level.Rate)

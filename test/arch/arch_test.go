@@ -62,6 +62,7 @@ var allowed = map[string][]string{
 	"test/browsertest": anything,
 	"test/conformance": anything,
 	"test/e2e":         anything,
+	"test/cgrouptest":  nil,
 	"test/netnstest":   anything,
 	"test/kubetest":    anything,
 	"test/logtest":     {},

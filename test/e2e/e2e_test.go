@@ -58,7 +58,12 @@ type process struct {
 // start runs periscope with arguments; it is stopped with the test.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(program, args...), done: make(chan struct{})}
+	return startCommand(t, exec.Command(program, args...))
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, done: make(chan struct{})}
 	pipe, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +86,7 @@ func start(t *testing.T, args ...string) *process {
 	t.Cleanup(func() {
 		p.stop(syscall.SIGTERM)
 		if t.Failed() {
-			t.Logf("periscope %s:\n%s", strings.Join(args, " "), p.output())
+			t.Logf("%v:\n%s", cmd, p.output())
 		}
 	})
 	return p

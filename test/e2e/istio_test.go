@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/periscope-mesh/periscope/test/cgrouptest"
 	"github.com/periscope-mesh/periscope/test/envoytest"
 	"github.com/periscope-mesh/periscope/test/kubetest"
 )
@@ -30,7 +31,9 @@ type mesh struct {
 	gateway *envoytest.Envoy
 	control *process
 	node    *process
-	policy  string // file
+	// nodeGroup bounds the node's CPU time; nil: nothing does.
+	nodeGroup *cgrouptest.Group
+	policy    string // file
 	// monitoring is istiod's port of that name, which the control plane reads
 	// back from.
 	monitoring   string
@@ -44,6 +47,7 @@ type meshConfig struct {
 	pod        string                                            // the gateway's
 	labels     map[string]string                                 // the pod's
 	policies   string
+	limited    bool // the node's CPU time, by nodeGroup
 }
 
 const meshPolicy = `apiVersion: periscope.dev/v1alpha1
@@ -56,10 +60,14 @@ spec:
 // startMesh brings all of it up, with a Gateway of Istio's own API.
 func startMesh(t *testing.T) *mesh {
 	t.Helper()
-	return startMeshOf(t, meshConfig{pod: "gw-0", labels: map[string]string{"istio": "gw", "app": "gw"}, policies: meshPolicy,
+	return startMeshOf(t, webMesh())
+}
+
+func webMesh() meshConfig {
+	return meshConfig{pod: "gw-0", labels: map[string]string{"istio": "gw", "app": "gw"}, policies: meshPolicy,
 		objects: func(namespace, port, upstreamPort string) string {
 			return kubetest.WebGateway(namespace, "gw", port, upstreamPort) + "---" + gatewayPod("gw-0", port)
-		}})
+		}}
 }
 
 // gatewayPod is one of the gateway's pods; its port is known by the name web.
@@ -87,8 +95,12 @@ func startMeshOf(t *testing.T, c meshConfig) *mesh {
 	m.cluster.Apply(t, c.objects("gw-ns", port, m.upstreamPort))
 	mustWrite(t, m.policy, c.policies)
 	m.control = m.startControl(t)
-	m.node = start(t, m.nodeArgs()...)
-	m.node.waitFor("node started")
+	if c.limited {
+		m.nodeGroup = m.limitedNode(t)
+	} else {
+		m.node = start(t, m.nodeArgs()...)
+		m.node.waitFor("node started")
+	}
 	view := start(t, "console", "--console", m.console, "--data", m.dataDir)
 	view.waitFor("console started")
 	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}, Monitoring: m.monitoring, GatewayAPI: c.gatewayAPI})
@@ -108,7 +120,7 @@ func (m *mesh) startGateway(t *testing.T, pod, address string) *envoytest.Envoy 
 func (m *mesh) startControl(t *testing.T, args ...string) *process {
 	t.Helper()
 	p := start(t, append([]string{"control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen,
-		"--istiod", "http://" + m.monitoring}, args...)...)
+		"--orca-port", portOf(m.nodeORCA), "--istiod", "http://" + m.monitoring}, args...)...)
 	p.waitFor("control plane started")
 	return p
 }

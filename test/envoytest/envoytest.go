@@ -128,6 +128,22 @@ func (e *Envoy) get(path string) (string, error) {
 	return string(b), err
 }
 
+// Stats lists the statistics below a name that are not 0.
+func (e *Envoy) Stats(name string) string {
+	e.t.Helper()
+	body, err := e.get("/stats?usedonly&filter=^" + name)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(body) {
+		if !strings.HasSuffix(line, ": 0\n") {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}
+
 // Stat gives a counter or gauge, 0 when it does not exist.
 func (e *Envoy) Stat(name string) int {
 	e.t.Helper()

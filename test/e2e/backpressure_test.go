@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/periscope-mesh/periscope/test/cgrouptest"
+	"github.com/periscope-mesh/periscope/test/envoytest"
+)
+
+const pressedPolicy = `apiVersion: periscope.dev/v1alpha1
+kind: MirrorPolicy
+metadata: {name: web, namespace: gw-ns}
+spec:
+  targetRefs: [{group: networking.istio.io, kind: Gateway, name: web}]
+  sampling: {percent: 100, always: [Suspicious], adaptive: {minPercent: 1}}
+`
+
+// pressureTotals are the part of /debug/pressurez about all nodes.
+type pressureTotals struct {
+	Total struct {
+		Capacity, Demand, Budget, DelaySeconds, EffectSeconds float64
+	}
+}
+
+// share is the part of its traffic that a gateway mirrors, in percent, as load
+// control has it.
+func (m *mesh) share(t *testing.T) (percent float64) {
+	t.Helper()
+	var shares []struct {
+		Percent float64
+		Pods    map[string]float64
+	}
+	getJSON(t, "http://"+m.debug+"/debug/sharez", &shares)
+	if len(shares) != 1 {
+		t.Fatalf("%d shares", len(shares))
+	}
+	if own, ok := shares[0].Pods["gw-0"]; ok {
+		return own
+	}
+	return shares[0].Percent
+}
+
+// limitedNode starts the node in a control group.
+func (m *mesh) limitedNode(t *testing.T) *cgrouptest.Group {
+	t.Helper()
+	g, err := cgrouptest.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // after the node's end
+		if err := g.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := g.Quota(1); err != nil {
+		t.Fatal(err)
+	}
+	m.node = startCommand(t, g.Command(program, m.nodeArgs()...))
+	m.node.waitFor("node started")
+	return g
+}
+
+// A node gets ten times slower under steady load. Through the real istiod the
+// gateway's share falls, what is suspicious is found all the same, and with the
+// node's speed the share comes back; no user notices, and what was not analysed is
+// counted.
+func TestBackpressureThroughIstiod(t *testing.T) {
+	m := startMeshOf(t, pressedMesh())
+	quota := func(cpus float64) {
+		t.Helper()
+		if err := m.nodeGroup.Quota(cpus); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const rate = 250
+	l := startLoad("http://"+m.http+"/api/orders", rate, 8)
+	defer l.end()
+	time.Sleep(5 * time.Second)
+	envoytest.Eventually(t, 20*time.Second, "all is mirrored at full speed", func() bool { return m.share(t) >= 95 })
+	defer func() {
+		if t.Failed() {
+			t.Logf("calls to nodes: %s", m.gateway.Stats("cluster.periscope_mirror"))
+		}
+	}()
+	healthy, errs := l.cut()
+	if len(errs) > 0 {
+		t.Errorf("%d users' requests failed, such as %v", len(errs), errs[0])
+	}
+	listeners := m.gateway.Stat("listener_manager.listener_modified")
+
+	quota(0.1)
+	slowed := time.Now()
+	envoytest.Eventually(t, 10*time.Second, "the share falls", func() bool { return m.share(t) < 60 })
+	t.Logf("below 60 %% after %v", time.Since(slowed).Round(time.Millisecond))
+	const attacks = 40
+	for i := range attacks {
+		get(t, fmt.Sprintf("http://%s/find%s?file=%s", m.http, word(i), url.QueryEscape("../../etc/passwd")))
+		time.Sleep(150 * time.Millisecond)
+	}
+	var p pressureTotals
+	getJSON(t, "http://"+m.debug+"/debug/pressurez", &p)
+	if p.Total.EffectSeconds == 0.1 {
+		t.Error("how long shares take to have an effect is not measured")
+	}
+	t.Logf("while it is slow: share %.1f %%, %+v", m.share(t), p.Total)
+	found := map[string]bool{}
+	defer func() {
+		if len(found) < attacks {
+			t.Logf("%d of %d suspicious requests are found", len(found), attacks)
+		}
+	}()
+	envoytest.Eventually(t, 5*time.Second, "every suspicious request is found", func() bool {
+		clear(found)
+		for _, a := range m.attacks(t) {
+			if strings.HasPrefix(a.Path, "/find") {
+				found[a.Path] = true
+			}
+		}
+		return len(found) == attacks
+	})
+	slow, errs := l.cut()
+	if len(errs) > 0 {
+		t.Errorf("with a slow node %d users' requests failed, such as %v", len(errs), errs[0])
+	}
+
+	quota(1)
+	restored := time.Now()
+	envoytest.Eventually(t, 20*time.Second, "the share comes back", func() bool { return m.share(t) >= 95 })
+	t.Logf("at 95 %% again after %v", time.Since(restored).Round(time.Millisecond))
+	for what, took := range map[string][]time.Duration{"healthy": healthy, "slow": slow} {
+		slices.Sort(took)
+		t.Logf("users with a node that is %s: %d requests, p50 %v, p99 %v", what, len(took), took[len(took)/2], took[len(took)*99/100])
+	}
+	if n := m.gateway.Stat("listener_manager.listener_modified"); n != listeners {
+		t.Errorf("shares modified listeners %d times", n-listeners)
+	}
+	m.balanced(t)
+}
+
+// pressedMesh is a mesh whose node's CPU time is bounded.
+func pressedMesh() meshConfig {
+	c := webMesh()
+	c.policies, c.limited = pressedPolicy, true
+	return c
+}
+
+// word is a path of its own, which no grouping takes for a number.
+func word(i int) string { return "/" + strings.Repeat("x", 1+i/26) + string(rune('a'+i%26)) }
+
+// balanced waits until every exchange that the gateway saw is accounted for.
+func (m *mesh) balanced(t *testing.T) {
+	t.Helper()
+	get(t, "http://"+m.http+"/last")
+	var ledger struct {
+		Steps []struct {
+			Step       string
+			Count      int
+			Became     map[string]int
+			Difference int
+		}
+	}
+	defer func() { t.Logf("ledger: %+v", ledger.Steps) }()
+	envoytest.Eventually(t, 15*time.Second, "the ledger is balanced", func() bool {
+		getJSON(t, "http://"+m.debug+"/debug/ledgerz", &ledger)
+		for _, s := range ledger.Steps {
+			if s.Difference != 0 {
+				return false
+			}
+		}
+		return len(ledger.Steps) > 0 && ledger.Steps[0].Count > 0
+	})
+}
