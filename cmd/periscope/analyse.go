@@ -41,7 +41,7 @@ type analysis struct {
 	writer   *store.Writer
 	logger   *slog.Logger
 	delay    prometheus.Histogram
-	analysed atomic.Uint64 // exchanges
+	analysed atomic.Uint64        // exchanges
 	kernel   func() time.Duration // age of the oldest bytes in a socket, as last sampled
 	work     occupancy
 }
