@@ -17,6 +17,7 @@ const (
 	leastUse     = 0.2 // below this utilization, exchanges by CPU time are mostly noise
 	goodUse      = 0.5 // above it, good enough to be remembered
 	leastFull    = 0.02
+	mostDiscard  = 0.25 // of what an exchange takes, to discard one
 	maxRate      = 1e7 // exchanges a second; more is garbage
 	maxUse       = 4   // as much may be read of the CPU time that there is; more is garbage
 )
@@ -78,6 +79,9 @@ func (c *Capacity) Add(i Interval) bool {
 	c.full = max(c.full, c.u) // nothing uses more than all
 	if late {
 		c.full = max(leastFull, c.full+memory*(u-c.full))
+		if most := y + mostDiscard*float64(i.Discarded)/span; c.rate > most {
+			c.toward(most, gain) // whatever it is that discarding takes
+		}
 		c.toward(y, weight*gain)
 		c.best = min(c.rate, c.best+weight*memory*max(0, c.rate-c.best))
 		return true

@@ -20,11 +20,43 @@ spec:
   sampling: {percent: 100, always: [Suspicious], adaptive: {minPercent: 1}}
 `
 
-// pressureTotals are the part of /debug/pressurez about all nodes.
-type pressureTotals struct {
+// pressed is /debug/pressurez, as far as it is looked at here.
+type pressed struct {
 	Total struct {
 		Capacity, Demand, Budget, DelaySeconds, EffectSeconds float64
 	}
+	Nodes []struct {
+		Report struct{ Utilization, Rate float64 }
+	}
+}
+
+// watch logs what load control sees and does, at the end of the test.
+func (m *mesh) watch(t *testing.T) {
+	t.Helper()
+	var lines strings.Builder
+	begin, stop, done := time.Now(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(250 * time.Millisecond):
+			}
+			var p pressed
+			getJSON(t, "http://"+m.debug+"/debug/pressurez", &p)
+			fmt.Fprintf(&lines, "%6.2f %7.1f %8.0f %8.0f %8.0f %8.0f %8.0f", time.Since(begin).Seconds(), m.share(t), p.Total.Demand, p.Total.Capacity, p.Total.Budget, p.Total.DelaySeconds*1000, p.Total.EffectSeconds*1000)
+			for _, n := range p.Nodes {
+				fmt.Fprintf(&lines, " %8.0f %6.2f", n.Report.Rate, n.Report.Utilization)
+			}
+			fmt.Fprintln(&lines)
+		}
+	}()
+	t.Cleanup(func() {
+		close(stop)
+		<-done
+		t.Logf("     s share %%   demand capacity   budget delay ms effect ms analysed   used\n%s", lines.String())
+	})
 }
 
 // share is the part of its traffic that a gateway mirrors, in percent, as load
@@ -91,6 +123,7 @@ func TestBackpressureThroughIstiod(t *testing.T) {
 	if len(errs) > 0 {
 		t.Errorf("%d users' requests failed, such as %v", len(errs), errs[0])
 	}
+	m.watch(t)
 	listeners := m.gateway.Stat("listener_manager.listener_modified")
 
 	quota(0.1)
@@ -102,7 +135,7 @@ func TestBackpressureThroughIstiod(t *testing.T) {
 		get(t, fmt.Sprintf("http://%s/find%s?file=%s", m.http, word(i), url.QueryEscape("../../etc/passwd")))
 		time.Sleep(150 * time.Millisecond)
 	}
-	var p pressureTotals
+	var p pressed
 	getJSON(t, "http://"+m.debug+"/debug/pressurez", &p)
 	if p.Total.EffectSeconds == 0.1 {
 		t.Error("how long shares take to have an effect is not measured")
