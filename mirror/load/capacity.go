@@ -18,8 +18,8 @@ const (
 	goodUse      = 0.5 // above it, good enough to be remembered
 	leastFull    = 0.02
 	mostDiscard  = 0.25 // of what an exchange takes, to discard one
-	maxRate      = 1e7 // exchanges a second; more is garbage
-	maxUse       = 4   // as much may be read of the CPU time that there is; more is garbage
+	maxRate      = 1e7  // exchanges a second; more is garbage
+	maxUse       = 4    // as much may be read of the CPU time that there is; more is garbage
 )
 
 // Capacity estimates how many exchanges a second a node can analyse, from what it
