@@ -27,7 +27,7 @@ import (
 )
 
 // serve runs the real xDS server, and gives its address too.
-func serve(t *testing.T) (*xds.Server, string) {
+func serve(t testing.TB) (*xds.Server, string) {
 	t.Helper()
 	server, err := xds.New(xds.Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Select: func(n *core.Node) (string, error) {
 		if key, ok := mcp.Select(n); ok {
