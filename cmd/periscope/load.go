@@ -64,6 +64,11 @@ func (s *loadSource) report() load.Report {
 	return r
 }
 
+// demands lists what either transport tells of the demand at gateways.
+func (n *node) demands() []load.Demand {
+	return load.Merge(n.handler.Demands(n.meter.started), n.streams.Demands(n.meter.started))
+}
+
 // measure gives the rate of a counter over about a second.
 func (s *loadSource) measure(count uint64, now time.Time) float64 {
 	passed := now.Sub(s.measured).Seconds()
@@ -102,7 +107,7 @@ func (n *node) openORCA(ctx context.Context) (err error) {
 			return fmt.Errorf("%w; or give it --node-orca-cert, --node-orca-key and --node-orca-client-ca", err)
 		}
 	}
-	source := &loadSource{name: n.cfg.name, epoch: rand.Uint64(), started: n.meter.started, ring: n.analysis.ring, count: n.analysis.analysed.Load, demands: func() []load.Demand { return n.handler.Demands(n.meter.started) }, fill: []func(*load.Report){n.meter.fill, n.sockets.fill}}
+	source := &loadSource{name: n.cfg.name, epoch: rand.Uint64(), started: n.meter.started, ring: n.analysis.ring, count: n.analysis.analysed.Load, demands: n.demands, fill: []func(*load.Report){n.meter.fill, n.sockets.fill}}
 	s.service, err = orca.New(orca.Config{Report: source.report, Certified: s.certs != nil, Logger: n.cfg.logger, Registerer: n.registry})
 	if err != nil {
 		return err

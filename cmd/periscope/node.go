@@ -209,7 +209,9 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 	n.analysis = newAnalysis(&analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
-	n.meter.counts = func() (analysed, discarded uint64) { return n.analysis.analysed.Load(), n.handler.Discarded() }
+	n.meter.counts = func() (analysed, discarded uint64) {
+		return n.analysis.analysed.Load(), n.handler.Discarded() + n.streams.Discarded()
+	}
 	n.analysis.kernel = func() time.Duration { return n.meter.level.Load().Kernel }
 	n.meter.workers, n.meter.worked = n.cfg.workers, n.analysis.work.worked
 	n.meter.kernel = func() time.Duration { return n.sockets.sample() }
@@ -254,8 +256,8 @@ func (n *node) openStreams() (err error) {
 		Queue: func(b *event.Batch, gateway string, received time.Time, size int) {
 			n.handler.Queue(b, gateway, received, size)
 		},
-		Authenticate: n.auth.Authenticate,
-		Logger:       n.cfg.logger, Registerer: n.registry,
+		Authenticate: n.auth.Authenticate, Guard: n.meter,
+		Logger: n.cfg.logger, Registerer: n.registry,
 	})
 	return err
 }

@@ -25,7 +25,6 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,6 +49,7 @@ const (
 	gatewayKey  = "periscope-gateway"
 	settingsKey = "periscope-settings"
 	shareKey    = "periscope-share"
+	sharesKey   = "periscope-shares"
 	peerKey     = "periscope-peer"
 )
 
@@ -84,6 +84,7 @@ type Config struct {
 	// Authenticate yields the identity of the gateway behind a stream, as
 	// ingest.Authenticator does.
 	Authenticate func(r *http.Request, claim string) (gateway string, err error)
+	Guard        Guard // nil: nothing is discarded
 	Logger       *slog.Logger
 	Registerer   prometheus.Registerer
 
@@ -97,16 +98,23 @@ type Config struct {
 // gRPC that takes itself: each exchange is a stream, and costs less so; and a
 // stream that is cut off still gives all that has come of it.
 type Handler struct {
-	cfg     Config
-	metrics *metrics
-	vm      string // stands for the plugin's worker in events
-	number  atomic.Uint64
-	streams atomic.Int64
-	held    atomic.Int64
+	cfg       Config
+	metrics   *metrics
+	vm        string // stands for the plugin's worker in events
+	number    atomic.Uint64
+	discarded atomic.Uint64
+	streams   atomic.Int64
+	held      atomic.Int64
 
 	mu       sync.Mutex
 	parsed   map[parsedKey]*parsed
 	gateways map[string]*GatewayCount
+	demands  map[demandKey]*demand
+}
+
+// Guard discards exchanges while the node is late, see ingest.Guard.
+type Guard interface {
+	Discard(priority bool) (discard bool, weight float64)
 }
 
 type parsedKey struct{ gateway, revision string }
@@ -116,6 +124,7 @@ type parsedKey struct{ gateway, revision string }
 type parsed struct {
 	selector *mirror.Selector
 	masks    map[*mirror.Settings]*mask.Masker
+	places   map[*mirror.Settings]int // of the policies
 }
 
 // GatewayCount is what was heard from a gateway.
@@ -143,7 +152,7 @@ func New(c Config) (*Handler, error) {
 	}
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	h := &Handler{cfg: c, vm: hex.EncodeToString(id[:]), parsed: map[parsedKey]*parsed{}, gateways: map[string]*GatewayCount{}}
+	h := &Handler{cfg: c, vm: hex.EncodeToString(id[:]), parsed: map[parsedKey]*parsed{}, gateways: map[string]*GatewayCount{}, demands: map[demandKey]*demand{}}
 	h.metrics = newMetrics(c.Registerer, func() float64 { return float64(h.held.Load()) })
 	return h, nil
 }
@@ -265,17 +274,22 @@ func (h *Handler) open(r *http.Request, gateway string, m *message, now time.Tim
 	case s.Mode != policy.ModeMonitor:
 		return nil, event.CounterOff
 	}
-	share, err := strconv.Atoi(r.Header.Get(shareKey))
-	if err != nil || share < 1 || share > mirror.Everything {
-		share = mirror.Everything
+	share, wanted := shares(r.Header, p.places[s], s.SharePPM)
+	sampled := wanted < share && mathrand.IntN(share) >= wanted
+	h.wants(gateway, s.PolicyID, share, !sampled, now)
+	if sampled {
+		return nil, event.CounterSampled
 	}
-	if s.SharePPM < share {
-		if mathrand.IntN(share) >= s.SharePPM {
-			return nil, event.CounterSampled
+	weight := 1.0
+	if h.cfg.Guard != nil {
+		var discard bool
+		if discard, weight = h.cfg.Guard.Discard(false); discard {
+			h.discarded.Add(1)
+			return nil, outcomeDiscarded
 		}
-		share = s.SharePPM
 	}
-	x := h.begin(s, p.masks[s], share, m, now)
+	x := h.begin(s, p.masks[s], min(share, wanted), m, now)
+	x.event.Weigh(weight)
 	if peer := clip(r.Header.Get(peerKey)); peer != x.event.Source && peer != "-" {
 		x.event.Peer = peer
 	}
@@ -311,7 +325,7 @@ func (h *Handler) settings(gateway, revision string) *parsed {
 
 // parse refuses what it doesn't know: it may be a mask.
 func (h *Handler) parse(encoded []byte) (*parsed, error) {
-	p := &parsed{masks: map[*mirror.Settings]*mask.Masker{}}
+	p := &parsed{masks: map[*mirror.Settings]*mask.Masker{}, places: map[*mirror.Settings]int{}}
 	var s mirror.Settings
 	d := json.NewDecoder(bytes.NewReader(encoded))
 	d.DisallowUnknownFields()
@@ -319,7 +333,8 @@ func (h *Handler) parse(encoded []byte) (*parsed, error) {
 		return p, err
 	}
 	p.selector = mirror.NewSelector(s)
-	for _, s := range p.selector.Policies() {
+	for i, s := range p.selector.Policies() {
+		p.places[s] = i
 		p.masks[s] = mask.New(s.Mask)
 	}
 	return p, nil

@@ -479,3 +479,54 @@ func TestWait(t *testing.T) {
 		t.Errorf("flags %b, body %q", e.Flags, e.Response.Body)
 	}
 }
+
+// guard discards every other exchange.
+type guard struct{ n int }
+
+func (g *guard) Discard(priority bool) (bool, float64) {
+	g.n++
+	return g.n%2 == 0, 2
+}
+
+// Each exchange that comes stands for those that Envoy chose it from; of several
+// policies each has its share; and what the guard discards is counted.
+func TestDemandAndGuard(t *testing.T) {
+	a := settings()
+	a.Match = []policy.Match{{Hosts: []string{"a.example"}}}
+	b := settings()
+	b.PolicyID, b.SharePPM = "ns/b", 500_000
+	a.Next = []mirror.Settings{b}
+	g := &guard{}
+	bench := newBench(t, a, func(c *extproc.Config) { c.Guard = g })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	send := func(host, share, shares string) {
+		t.Helper()
+		ctx := metadata.NewOutgoingContext(ctx, metadata.Pairs("periscope-gateway", "ns/gw", "periscope-share", share, "periscope-shares", shares))
+		stream, err := bench.api.Process(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := send(stream, request(headers(":authority", host, ":path", "/"), nil), response(true, ":status", "204")); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+	}
+	for range 4 {
+		send("a.example", "250000", "250000,0")
+		send("b.example", "250000", "250000,0")
+	}
+	send("b.example", "400000", "") // of a gateway that tells no more
+	bench.expect(map[string]int{"seen": 9, "mirrored": 3, "discarded": 2, "sampled_out": 4})
+	demands := bench.handler.Demands(time.Now().Add(-time.Hour))
+	if len(demands) != 2 || demands[0].Eligible != 16 || demands[0].Received != 4 || demands[1].Policy != "ns/b" || demands[1].Eligible != 18 || demands[1].Received != 1 || demands[0].Gateway != "ns/gw" || demands[0].Heard < time.Hour-time.Minute {
+		t.Errorf("demands %+v", demands)
+	}
+	for _, e := range bench.taken() {
+		if want := map[string]uint64{"ns/a": 125_000, "ns/b": 200_000}[e.event.Policy]; e.event.SharePPM != want {
+			t.Errorf("an event of %s stands for a share of %d", e.event.Policy, e.event.SharePPM)
+		}
+	}
+	if n := bench.handler.Discarded(); n != 2 {
+		t.Errorf("%d are discarded", n)
+	}
+}

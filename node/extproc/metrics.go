@@ -14,6 +14,7 @@ const (
 	outcomeNoRequest    = "no_request"   // Envoy refused the request before any filter: its access log tells
 	outcomeMalformed    = "malformed"    // not ext_proc's messages
 	outcomeAborted      = "aborted"      // ended before its first message
+	outcomeDiscarded    = "discarded"    // by the guard: this node is late
 	outcomeUnauthorized = "unauthorized" // the gateway's identity could not be verified
 )
 
@@ -41,7 +42,7 @@ func newMetrics(reg prometheus.Registerer, held func() float64) *metrics {
 		reg.MustRegister(m.exchanges, m.partial, m.cut, m.open, bytes)
 	}
 	for _, o := range []string{event.CounterSeen, event.CounterMirrored, event.CounterOff, event.CounterExcluded, event.CounterSampled,
-		event.CounterEvicted, outcomeNoSettings, outcomeNoRequest, outcomeBusy, outcomeMalformed, outcomeAborted, outcomeUnauthorized} {
+		event.CounterEvicted, outcomeDiscarded, outcomeNoSettings, outcomeNoRequest, outcomeBusy, outcomeMalformed, outcomeAborted, outcomeUnauthorized} {
 		m.exchanges.WithLabelValues(o)
 	}
 	for _, r := range []string{event.CounterUnfinished, event.CounterEvicted} {

@@ -27,6 +27,7 @@ const (
 	gatewayKey  = "periscope-gateway"
 	settingsKey = "periscope-settings" // revision of the settings
 	shareKey    = "periscope-share"    // in parts per million
+	sharesKey   = "periscope-shares"   // each policy's, of several
 	peerKey     = "periscope-peer"     // the connection's own remote address
 )
 
@@ -90,6 +91,14 @@ func StreamExtension(plan mirror.GatewayPlan) (*core.TypedExtensionConfig, error
 func streamConfig(s mirror.Settings, share int) *extproc.ExternalProcessor {
 	metadata := func(key, value string) *core.HeaderValue { return &core.HeaderValue{Key: key, Value: value} }
 	names := masked(s)
+	var shares []*core.HeaderValue
+	if len(s.Next) > 0 {
+		var list []string
+		for i, p := range append([]mirror.Settings{s}, s.Next...) {
+			list = append(list, strconv.Itoa(min(p.SharePPM, s.Shares.At("", i).PPM)))
+		}
+		shares = append(shares, metadata(sharesKey, strings.Join(list, ",")))
+	}
 	return &extproc.ExternalProcessor{
 		ObservabilityMode:        true,
 		FailureModeAllow:         true,
@@ -98,12 +107,12 @@ func streamConfig(s mirror.Settings, share int) *extproc.ExternalProcessor {
 		DeferredCloseTimeout:     durationpb.New(deferredClose),
 		GrpcService: &core.GrpcService{
 			TargetSpecifier: &core.GrpcService_EnvoyGrpc_{EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: MirrorCluster}},
-			InitialMetadata: []*core.HeaderValue{
+			InitialMetadata: append([]*core.HeaderValue{
 				metadata(gatewayKey, literal(s.Gateway)),
 				metadata(settingsKey, s.Revision()),
 				metadata(shareKey, strconv.Itoa(share)),
 				metadata(peerKey, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"),
-			},
+			}, shares...),
 		},
 		ProcessingMode: &extproc.ProcessingMode{
 			RequestHeaderMode: extproc.ProcessingMode_SEND, ResponseHeaderMode: extproc.ProcessingMode_SEND,
