@@ -3,8 +3,10 @@ package e2e
 import (
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -207,4 +209,75 @@ func (m *mesh) balanced(t *testing.T) {
 		}
 		return len(ledger.Steps) > 0 && ledger.Steps[0].Count > 0
 	})
+}
+
+// Without a control plane, and with a node that stands still for a while, users
+// notice nothing; the guard does what it can, and once they are back shares are
+// decided anew.
+func TestBackpressureFaults(t *testing.T) {
+	m := &mesh{rig: newRig(t)}
+	m.upstream(t)
+	m.policy = filepath.Join(t.TempDir(), "policy.yaml")
+	mustWrite(t, m.policy, `apiVersion: periscope.dev/v1alpha1
+kind: MirrorPolicy
+metadata: {name: web}
+spec:
+  sampling: {percent: 100, always: [Suspicious], adaptive: {minPercent: 1}}
+`)
+	startControl := func() {
+		t.Helper()
+		m.control = start(t, "control", "--upstream", "http://127.0.0.1:"+m.upstreamPort, "--http", m.http, "--https", "", "--policy", m.policy, "--data", m.dataDir,
+			"--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen, "--orca-port", portOf(m.nodeORCA))
+		m.control.waitFor("control plane started")
+	}
+	startControl()
+	m.nodeGroup = m.limitedNode(t)
+	start(t, "console", "--console", m.console, "--data", m.dataDir).waitFor("console started")
+	m.gateway = envoytest.Start(t, printBootstrap(t, "--xds", m.xds))
+	synced(t, m.debug)
+	l := startLoad("http://"+m.http+"/api/orders", 250, 8)
+	defer l.end()
+	unharmed := func(while string) {
+		t.Helper()
+		if _, errs := l.cut(); len(errs) > 0 {
+			t.Errorf("%s: %d users' requests failed, such as %v", while, len(errs), errs[0])
+		}
+	}
+	quota := func(cpus float64) {
+		t.Helper()
+		if err := m.nodeGroup.Quota(cpus); err != nil {
+			t.Fatal(err)
+		}
+	}
+	discarded := func() float64 { return metric(t, m.nodeAdmin, `periscope_ingest_events_total{outcome="discarded"}`) }
+	time.Sleep(3 * time.Second)
+	unharmed("node at full speed")
+
+	m.control.stop(syscall.SIGKILL)
+	quota(0.1)
+	before := discarded()
+	time.Sleep(4 * time.Second)
+	if n := discarded() - before; n < 100 {
+		t.Errorf("the guard discards %v exchanges while nobody lowers the share", n)
+	}
+	unharmed("slow node, no control plane")
+	startControl()
+	envoytest.Eventually(t, 20*time.Second, "a control plane that comes back lowers the share", func() bool { return m.share(t) < 60 })
+	quota(1)
+	envoytest.Eventually(t, 30*time.Second, "the share comes back", func() bool { return m.share(t) >= 95 })
+	unharmed("control plane back")
+
+	if err := m.node.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(3 * time.Second)
+	if err := m.node.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	envoytest.Eventually(t, 30*time.Second, "the share comes back after a standstill", func() bool { return m.share(t) >= 95 })
+	unharmed("node at a standstill")
+	path := "/after/etc/passwd"
+	get(t, "http://"+m.http+path)
+	m.attack(t, "an attack after all that", func(a attackRow) bool { return a.Path == path })
 }

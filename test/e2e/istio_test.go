@@ -88,9 +88,7 @@ func startMeshOf(t *testing.T, c meshConfig) *mesh {
 		m.cluster.InstallGatewayAPI(t)
 	}
 	m.cluster.Namespace(t, "gw-ns")
-	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "upstream") }))
-	t.Cleanup(upstream.Close)
-	_, m.upstreamPort, _ = net.SplitHostPort(strings.TrimPrefix(upstream.URL, "http://"))
+	m.upstream(t)
 	_, port, _ := net.SplitHostPort(m.http)
 	m.cluster.Apply(t, c.objects("gw-ns", port, m.upstreamPort))
 	mustWrite(t, m.policy, c.policies)
@@ -106,6 +104,14 @@ func startMeshOf(t *testing.T, c meshConfig) *mesh {
 	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}, Monitoring: m.monitoring, GatewayAPI: c.gatewayAPI})
 	m.gateway = m.startGateway(t, c.pod, m.http)
 	return m
+}
+
+// upstream starts what is behind the gateway.
+func (m *mesh) upstream(t *testing.T) {
+	t.Helper()
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "upstream") }))
+	t.Cleanup(upstream.Close)
+	m.upstreamPort = portOf(strings.TrimPrefix(upstream.URL, "http://"))
 }
 
 // startGateway starts the Envoy of one of the gateway's pods, and waits until
