@@ -5,7 +5,10 @@
 // downstream may import it; it imports nothing of ours.
 package attack
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Type is a class of attack, by the names analysts use.
 type Type string
@@ -151,9 +154,29 @@ type Attack struct {
 	Status      int       `json:"status"`  // the newest hit's response status
 	First       time.Time `json:"first"`
 	Last        time.Time `json:"last"`
-	Hits        int64     `json:"hits"`          // seen by the node
-	Estimated   float64   `json:"estimatedHits"` // sum of weights: hits scaled up by sampling
+	Count
 }
+
+// Count is hits, and how many there were before sampling, estimated from them.
+type Count struct {
+	Hits      int64   `json:"hits"`             // seen by the node
+	Estimated float64 `json:"estimatedHits"`    // sum of weights: Horvitz and Thompson's estimate
+	Variance  float64 `json:"estimateVariance"` // estimate of its variance: sum of w(w−1)
+}
+
+// Add counts a hit of this weight, at least 1.
+func (c *Count) Add(weight float64) {
+	c.Hits++
+	c.Estimated += weight
+	c.Variance += weight * (weight - 1)
+}
+
+// Sampled tells whether a hit stands for more than itself.
+func (c Count) Sampled() bool { return c.Variance > 0 }
+
+// Error is the standard error of Estimated, as far as hits were sampled
+// independently of each other.
+func (c Count) Error() float64 { return math.Sqrt(c.Variance) }
 
 // SessionGap ends an attack: a later hit with the same key opens a new one.
 const SessionGap = time.Hour

@@ -192,7 +192,7 @@ func (c *console) apiTimeline(ctx context.Context, in *AttackInput) (*timelineOu
 	out := &timelineOutput{}
 	out.Body.Minutes = make([]apiMinute, len(list))
 	for i, m := range list {
-		out.Body.Minutes[i] = apiMinute{m.Start.UTC(), m.Hits}
+		out.Body.Minutes[i] = apiMinute{m.Start.UTC(), newHitCount(m.Count)}
 	}
 	return out, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"reflect"
 	"strings"
@@ -51,10 +52,13 @@ func TestAPIAttacks(t *testing.T) {
 	last := now.Add(-4 * time.Second).UTC().Format(time.RFC3339Nano)
 	for name, want := range map[string]any{"id": id, "type": "path-traversal", "typeTitle": "Path traversal", "severity": "critical",
 		"gateway": "istio-ingress/public-5d9c7", "client": "203.0.113.47", "method": "GET", "host": "shop.example", "payload": "etc/passwd",
-		"status": 404., "hits": 128., "estimatedHits": 128., "last": last, "location": map[string]any{"place": "path"}, "ruleIds": []any{930100., 930120.}} {
+		"status": 404., "hits": 128., "estimatedHits": 128., "estimatedHitsError": 0., "last": last, "location": map[string]any{"place": "path"}, "ruleIds": []any{930100., 930120.}} {
 		if diff := cmp.Diff(want, first[name]); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
+	}
+	if second := list[1].(map[string]any); second["hits"] != 2317. || second["estimatedHits"] != 46340. || second["estimatedHitsError"] != math.Sqrt(2317*20*19) {
+		t.Errorf("of a sample: %v", second)
 	}
 	seen := len(list)
 	for next := tree["next"]; next != nil; next = tree["next"] {
@@ -162,7 +166,7 @@ func TestAPIHits(t *testing.T) {
 		t.Errorf("payload: %v %v", attackTree["payload"], attackTree["payloadBase64"])
 	}
 	line := getJSON(t, h, "/api/v1/attacks/"+id+"/timeline", 200)["minutes"].([]any)
-	if len(line) != 1 || line[0].(map[string]any)["hits"] != 3. {
+	if len(line) != 1 || line[0].(map[string]any)["hits"] != 3. || line[0].(map[string]any)["estimatedHits"] != 3. {
 		t.Errorf("timeline: %v", line)
 	}
 }

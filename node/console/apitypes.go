@@ -30,13 +30,22 @@ type apiAttack struct {
 	Status        int             `json:"status" doc:"The newest hit's response status, 0 if none was seen."`
 	First         time.Time       `json:"first"`
 	Last          time.Time       `json:"last"`
-	Hits          int64           `json:"hits" doc:"Hits seen."`
-	Estimated     float64         `json:"estimatedHits" doc:"Hits scaled up by sampling."`
+	HitCount
 }
+
+// HitCount is an attack.Count. It is exported, as PageInput is, because huma looks
+// only into embedded types that are.
+type HitCount struct {
+	Hits      int64   `json:"hits" doc:"Hits seen: of the exchanges that were mirrored and analysed."`
+	Estimated float64 `json:"estimatedHits" doc:"Estimate of the hits before sampling: the sum of the hits' weights."`
+	Error     float64 `json:"estimatedHitsError" doc:"Standard error of the estimate, the root of the sum of w(w-1) over the hits' weights w; 0: nothing was sampled, the count is exact."`
+}
+
+func newHitCount(c attack.Count) HitCount { return HitCount{c.Hits, c.Estimated, c.Error()} }
 
 type apiMinute struct {
 	Start time.Time `json:"start"`
-	Hits  int64     `json:"hits"`
+	HitCount
 }
 
 type apiHit struct {
@@ -118,7 +127,7 @@ func newAPIAttack(a *attack.Attack) apiAttack {
 		ID: a.ID, Type: a.Type, TypeTitle: a.Type.Title(), Severity: a.Severity.String(), Tenant: a.Tenant, Application: a.Application,
 		Policy: a.Policy, Gateway: a.Gateway, Client: a.Client, Method: a.Method, Host: a.Host, Path: a.Path, Location: a.Location,
 		RuleIDs: append([]int{}, a.RuleIDs...), Payload: a.Payload, PayloadBase64: rawUnlessText(a.Payload), Status: a.Status,
-		First: a.First.UTC(), Last: a.Last.UTC(), Hits: a.Hits, Estimated: a.Estimated,
+		First: a.First.UTC(), Last: a.Last.UTC(), HitCount: newHitCount(a.Count),
 	}
 }
 

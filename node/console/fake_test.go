@@ -124,7 +124,7 @@ func (f *fakeStore) add(count int64, hits ...attack.Hit) string {
 	a := attack.Attack{
 		ID: attack.ID(key, h.Time), Key: key, Type: h.Type, Severity: h.Severity, Tenant: h.Tenant, Application: h.Application, Policy: h.Policy,
 		Gateway: h.Gateway, Client: h.Client, Method: h.Exchange.Method, Host: h.Exchange.Host, Path: attack.PathTemplate(h.Exchange.Path),
-		Location: h.Location, Status: h.Exchange.Status, First: hits[len(hits)-1].Time, Last: h.Time, Hits: count, Estimated: float64(count) * h.Weight,
+		Location: h.Location, Status: h.Exchange.Status, First: hits[len(hits)-1].Time, Last: h.Time, Count: counted(count, h.Weight),
 	}
 	for _, m := range h.Matches {
 		if !m.Excluded && !slices.Contains(a.RuleIDs, m.RuleID) {
@@ -145,10 +145,15 @@ func (f *fakeStore) add(count int64, hits ...attack.Hit) string {
 			n = left
 		}
 		if left -= n; n > 0 {
-			f.minutes[a.ID] = append(f.minutes[a.ID], Minute{Start: first.Add(time.Duration(i) * time.Minute).UTC(), Hits: n})
+			f.minutes[a.ID] = append(f.minutes[a.ID], Minute{Start: first.Add(time.Duration(i) * time.Minute).UTC(), Count: counted(n, h.Weight)})
 		}
 	}
 	return a.ID
+}
+
+// counted is hits of one weight.
+func counted(n int64, weight float64) attack.Count {
+	return attack.Count{Hits: n, Estimated: float64(n) * weight, Variance: float64(n) * weight * (weight - 1)}
 }
 
 // newHandler is a console on the store, whose clock is the wall's.

@@ -54,8 +54,7 @@ type attackRow struct {
 	attack.Attack
 	Href      string
 	Payload   []run
-	Estimated string // empty if nothing was sampled away
-	Rules     []int  // the first few
+	Rules     []int // the first few
 	MoreRules int
 }
 
@@ -66,9 +65,6 @@ func newAttackRow(a attack.Attack) attackRow {
 	row.MoreRules = len(a.RuleIDs) - len(row.Rules)
 	if a.Payload != "" {
 		row.Payload = oneLine(runs([]byte(a.Payload), []span{{0, len(a.Payload), false}}, 160))
-	}
-	if a.Estimated > float64(a.Hits)*1.01 {
-		row.Estimated = number(int64(a.Estimated + .5))
 	}
 	return row
 }
@@ -108,6 +104,7 @@ func (c *console) functions() template.FuncMap {
 		"asset":  func(name string) string { return "/static/" + name + "?v=" + c.assets[name].version },
 		"plain":  plain,
 		"number": number,
+		"about":  about,
 		"ago":    func(t time.Time) string { return ago(c.cfg.Now().Sub(t)) },
 		"utc":    func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 		"rfc":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },

@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
@@ -247,17 +248,35 @@ func TestChart(t *testing.T) {
 	if newChart(nil) != nil {
 		t.Error("a chart of nothing")
 	}
-	one := newChart([]Minute{{at(0), 1}})
+	one := newChart([]Minute{{at(0), counted(1, 1)}})
 	if len(one.Bars) != 1 || one.Width != minBars*barStride || one.Summary != "1 hit between 2026-05-04 12:00 and 2026-05-04 12:01 UTC; most per minute: 1 at 12:00" {
 		t.Errorf("%+v", one)
 	}
-	week := newChart([]Minute{{at(0), 1}, {at(120), 5000}, {at(7 * 24 * 60), 2}})
-	if len(week.Bars) != 3 || week.Width > maxBars*barStride || week.Step != "2 hours" || week.Peak != 5000 {
+	week := newChart([]Minute{{at(0), counted(1, 1)}, {at(120), counted(5000, 1)}, {at(7 * 24 * 60), counted(2, 1)}})
+	if len(week.Bars) != 3 || week.Width > maxBars*barStride || week.Step != "2 hours" || week.Peak != "5\u202f000" {
 		t.Errorf("%+v", week)
 	}
 	for _, b := range week.Bars {
 		if b.Height < 3 || b.Y+b.Height != week.Height || b.X+b.Width > week.Width {
 			t.Errorf("bar %+v", b)
+		}
+	}
+	// Of a sample, estimates are drawn: two hits of weight 100 are more than fifty.
+	sampled := newChart([]Minute{{at(0), counted(50, 1)}, {at(1), counted(2, 100)}})
+	if b := sampled.Bars; b[0].Height != barHeight/4 || b[1].Height != barHeight || !strings.HasSuffix(b[0].Title, "UTC: 50 hits") ||
+		!strings.HasSuffix(b[1].Title, "UTC: ≈\u202f200 ±\u202f141 hits") || !strings.HasPrefix(sampled.Summary, "≈\u202f250 ±\u202f141 hits between") {
+		t.Errorf("%+v", sampled)
+	}
+}
+
+func TestAbout(t *testing.T) {
+	for want, c := range map[string]attack.Count{
+		"120": counted(120, 1), "1\u202f234": counted(1234, 1), "≈\u202f120 ±\u202f22": counted(24, 5), "≈\u202f2\u202f000\u202f000 ±\u202f1\u202f414\u202f213": counted(2, 1e6),
+		"≈\u202f1.1 ±\u202f0.3": counted(1, 1.1), "≈\u202f21 ±\u202f19": {Hits: 2, Estimated: 21, Variance: 380},
+		"≈\u202f4\u202f611\u202f686\u202f018\u202f427\u202f387\u202f904 ±\u202f4\u202f611\u202f686\u202f018\u202f427\u202f387\u202f904": {Hits: 1, Estimated: 1e300, Variance: math.Inf(1)},
+	} {
+		if got := about(c); got != want {
+			t.Errorf("%+v: %q, want %q", c, got, want)
 		}
 	}
 }

@@ -3,6 +3,8 @@ package console
 import (
 	"fmt"
 	"time"
+
+	"github.com/periscope-mesh/periscope/node/attack"
 )
 
 const (
@@ -18,7 +20,7 @@ type chart struct {
 	Bars          []bar
 	From, To      time.Time
 	Step          string
-	Peak          int64
+	Peak          string // hits of the highest bar
 	Summary       string
 }
 
@@ -46,36 +48,48 @@ func newChart(minutes []Minute) *chart {
 		from = from.Add(-time.Duration(minBars-count) * step)
 		count = minBars
 	}
-	counts := make([]int64, count)
-	var total, peak int64
+	counts := make([]attack.Count, count)
+	var total, peak attack.Count
 	var peakAt time.Time
 	for _, m := range minutes {
 		i := int(m.Start.Sub(from) / step)
 		if i < 0 || i >= count {
 			continue // out of order, which no store gives
 		}
-		counts[i] += m.Hits
-		total += m.Hits
-		if counts[i] > peak {
+		counts[i] = sum(counts[i], m.Count)
+		total = sum(total, m.Count)
+		if counts[i].Estimated > peak.Estimated {
 			peak, peakAt = counts[i], from.Add(time.Duration(i)*step)
 		}
 	}
 	c := &chart{
 		Width: count * barStride, Height: barHeight, From: from, To: from.Add(time.Duration(count) * step),
-		Step: stepWords(step), Peak: peak,
+		Step: stepWords(step), Peak: about(peak),
 	}
 	for i, n := range counts {
-		if n == 0 {
+		if n.Hits == 0 {
 			continue
 		}
-		h := max(int(n*barHeight/peak), 3) // one hit among thousands must still be seen
+		h := max(int(n.Estimated*barHeight/peak.Estimated), 3) // one hit among thousands must still be seen
 		at := from.Add(time.Duration(i) * step)
 		c.Bars = append(c.Bars, bar{X: i*barStride + 1, Y: barHeight - h, Width: barStride - 2, Height: h,
-			Title: fmt.Sprintf("%s UTC: %s", at.Format("2006-01-02 15:04"), plural(n, "hit", "hits"))})
+			Title: fmt.Sprintf("%s UTC: %s", at.Format("2006-01-02 15:04"), hits(n))})
 	}
-	c.Summary = fmt.Sprintf("%s between %s and %s UTC; most per %s: %s at %s", plural(total, "hit", "hits"),
-		first.Format("2006-01-02 15:04"), last.Add(time.Minute).Format("2006-01-02 15:04"), c.Step, number(peak), peakAt.Format("15:04"))
+	c.Summary = fmt.Sprintf("%s between %s and %s UTC; most per %s: %s at %s", hits(total),
+		first.Format("2006-01-02 15:04"), last.Add(time.Minute).Format("2006-01-02 15:04"), c.Step, c.Peak, peakAt.Format("15:04"))
 	return c
+}
+
+func sum(a, b attack.Count) attack.Count {
+	return attack.Count{Hits: a.Hits + b.Hits, Estimated: a.Estimated + b.Estimated, Variance: a.Variance + b.Variance}
+}
+
+// hits is a count in words.
+func hits(c attack.Count) string {
+	if c.Sampled() {
+		return about(c) + " hits"
+	}
+	return plural(c.Hits, "hit", "hits")
 }
 
 func stepWords(d time.Duration) string {

@@ -2,9 +2,13 @@ package console
 
 import (
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/periscope-mesh/periscope/node/attack"
 )
 
 // piece is text of one kind.
@@ -193,6 +197,23 @@ func plural(n int64, one, many string) string {
 		return "1 " + one
 	}
 	return number(n) + " " + many
+}
+
+// about is a count for people: "≈ 120 ± 18" where it was estimated from a sample,
+// without a line break in either part.
+func about(c attack.Count) string {
+	if !c.Sampled() {
+		return number(c.Hits)
+	}
+	return "≈\u202f" + decimal(c.Estimated, c.Error()) + " ±\u202f" + decimal(c.Error(), c.Error())
+}
+
+// decimal writes v as closely as something of this error deserves.
+func decimal(v, e float64) string {
+	if e < 1 {
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return number(int64(min(math.Round(v), 1<<62)))
 }
 
 // number has spaces between thousands.

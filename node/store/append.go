@@ -41,11 +41,12 @@ func (s *statements) prepare(ctx context.Context, db *sql.DB) error {
 	}{
 		{&s.known, `SELECT id FROM hits WHERE id IN (SELECT value FROM json_each(?))`},
 		{&s.sessions, `SELECT ` + attackColumns + ` FROM attacks WHERE akey = ? AND last_us >= ? AND first_us <= ? ORDER BY last_us DESC LIMIT ` + strconv.Itoa(sessionCandidates)},
-		{&s.insert, `INSERT INTO attacks (` + attackColumns + `, search) VALUES (?` + strings.Repeat(", ?", 21) + `)`},
+		{&s.insert, `INSERT INTO attacks (` + attackColumns + `, search) VALUES (?` + strings.Repeat(", ?", 22) + `)`},
 		{&s.update, `UPDATE attacks SET severity = ?, client = ?, rule_ids = ?, payload = ?, status = ?, first_us = ?, last_us = ?,
-			hits = ?, estimated = ?, search = ? WHERE id = ?`},
-		{&s.minute, `INSERT INTO attack_minute (attack_id, minute, hits) VALUES (?, ?, ?)
-			ON CONFLICT (attack_id, minute) DO UPDATE SET hits = attack_minute.hits + excluded.hits`},
+			hits = ?, estimated = ?, variance = ?, search = ? WHERE id = ?`},
+		{&s.minute, `INSERT INTO attack_minute (attack_id, minute, hits, estimated, variance) VALUES (?, ?, ?, ?, ?)
+			ON CONFLICT (attack_id, minute) DO UPDATE SET hits = attack_minute.hits + excluded.hits,
+				estimated = attack_minute.estimated + excluded.estimated, variance = attack_minute.variance + excluded.variance`},
 		{&s.digests, `SELECT digest FROM hits WHERE attack_id = ? AND ts_us >= ? AND ts_us < ?`},
 		{&s.sample, `INSERT INTO hits (id, attack_id, ts_us, digest, record) VALUES (?, ?, ?, ?, ?)`},
 		{&s.samples, `SELECT count(*) FROM hits WHERE attack_id = ?`},
@@ -129,7 +130,7 @@ type session struct {
 	attack  attack.Attack
 	isNew   bool
 	hits    []*attack.Hit // of this batch, in order of time
-	minutes map[int64]int64
+	minutes map[int64]*attack.Count
 }
 
 func (b *batch) registered() []Registered {
@@ -279,7 +280,7 @@ func (b *batch) assign(ctx context.Context, g keyed) ([]*session, error) {
 			}
 		}
 		if home == nil {
-			home = &session{isNew: true, attack: newAttack(g.key, h), minutes: map[int64]int64{}}
+			home = &session{isNew: true, attack: newAttack(g.key, h), minutes: map[int64]*attack.Count{}}
 			sessions = append(sessions, home)
 		}
 		home.add(h)
@@ -300,7 +301,7 @@ func (b *batch) sessions(ctx context.Context, key string, from, to time.Time) ([
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, &session{attack: a, minutes: map[int64]int64{}})
+		list = append(list, &session{attack: a, minutes: map[int64]*attack.Count{}})
 	}
 	return list, rows.Err()
 }
@@ -334,10 +335,13 @@ func (t *session) add(h *attack.Hit) {
 			a.RuleIDs = slices.Insert(a.RuleIDs, at, m.RuleID)
 		}
 	}
-	a.Hits++
-	a.Estimated += weightOf(h)
+	weight, minute := weightOf(h), floorDiv(h.Time.Unix(), 60)
+	a.Add(weight)
 	t.hits = append(t.hits, h)
-	t.minutes[floorDiv(h.Time.Unix(), 60)]++
+	if t.minutes[minute] == nil {
+		t.minutes[minute] = &attack.Count{}
+	}
+	t.minutes[minute].Add(weight)
 }
 
 // weightOf is at least 1, as a hit stands for itself, and at most what the
@@ -359,17 +363,17 @@ func (b *batch) write(ctx context.Context, t *session) error {
 	if t.isNew {
 		_, err = b.tx.StmtContext(ctx, st.insert).ExecContext(ctx, a.ID, a.Key, string(a.Type), int(a.Severity), a.Tenant, a.Application, a.Policy,
 			a.Gateway, a.Client, a.Method, a.Host, a.Path, string(a.Location.Place), a.Location.Name, string(rules), []byte(a.Payload), a.Status,
-			a.First.UnixMicro(), a.Last.UnixMicro(), a.Hits, a.Estimated, search)
+			a.First.UnixMicro(), a.Last.UnixMicro(), a.Hits, a.Estimated, a.Variance, search)
 	} else {
 		_, err = b.tx.StmtContext(ctx, st.update).ExecContext(ctx, int(a.Severity), a.Client, string(rules), []byte(a.Payload), a.Status,
-			a.First.UnixMicro(), a.Last.UnixMicro(), a.Hits, a.Estimated, search, a.ID)
+			a.First.UnixMicro(), a.Last.UnixMicro(), a.Hits, a.Estimated, a.Variance, search, a.ID)
 	}
 	if err != nil {
 		return fmt.Errorf("write attack: %w", err)
 	}
 	minute := b.tx.StmtContext(ctx, st.minute)
 	for m, n := range t.minutes {
-		if _, err := minute.ExecContext(ctx, a.ID, m, n); err != nil {
+		if _, err := minute.ExecContext(ctx, a.ID, m, n.Hits, n.Estimated, n.Variance); err != nil {
 			return fmt.Errorf("write timeline: %w", err)
 		}
 	}

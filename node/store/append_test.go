@@ -85,7 +85,7 @@ func TestAttackFacts(t *testing.T) {
 		Type: attack.PathTraversal, Severity: attack.Critical, Tenant: "shop", Application: "storefront", Policy: "edge/public",
 		Gateway: "edge/gw-1", Client: "192.0.2.7", Method: "GET", Host: "shop.example", Path: "/download",
 		Location: attack.Location{Place: attack.InQuery, Name: "file"}, RuleIDs: []int{930100, 930110},
-		Payload: "../new", Status: 200, First: noon.Add(5 * time.Minute), Last: noon.Add(10 * time.Minute), Hits: 2, Estimated: 21,
+		Payload: "../new", Status: 200, First: noon.Add(5 * time.Minute), Last: noon.Add(10 * time.Minute), Count: attack.Count{Hits: 2, Estimated: 21, Variance: 380},
 	}}
 	ignore := cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".ID" || p.Last().String() == ".Key" }, cmp.Ignore())
 	if diff := cmp.Diff(want, got, ignore); diff != "" {
@@ -96,7 +96,7 @@ func TestAttackFacts(t *testing.T) {
 		t.Error(diff, err)
 	}
 	line, err := s.Timeline(t.Context(), one.ID)
-	if diff := cmp.Diff([]Minute{{noon.Add(5 * time.Minute), 1}, {noon.Add(10 * time.Minute), 1}}, line); diff != "" || err != nil {
+	if diff := cmp.Diff([]Minute{{noon.Add(5 * time.Minute), attack.Count{Hits: 1, Estimated: 1}}, {noon.Add(10 * time.Minute), attack.Count{Hits: 1, Estimated: 20, Variance: 380}}}, line); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
 }

@@ -37,7 +37,7 @@ type Page = struct {
 // Minute is the count of hits in one minute.
 type Minute = struct {
 	Start time.Time
-	Hits  int64
+	attack.Count
 }
 
 const (

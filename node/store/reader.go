@@ -56,7 +56,7 @@ func (r *Reader) Close() error { return r.db.Close() }
 
 // attackColumns in the order of scanAttack.
 const attackColumns = `id, akey, type, severity, tenant, application, policy, gateway, client, method, host, path,
-	place, name, rule_ids, payload, status, first_us, last_us, hits, estimated`
+	place, name, rule_ids, payload, status, first_us, last_us, hits, estimated, variance`
 
 func scanAttack(row interface{ Scan(...any) error }) (attack.Attack, error) {
 	var a attack.Attack
@@ -64,7 +64,7 @@ func scanAttack(row interface{ Scan(...any) error }) (attack.Attack, error) {
 	var payload []byte
 	var first, last int64
 	err := row.Scan(&a.ID, &a.Key, &a.Type, &a.Severity, &a.Tenant, &a.Application, &a.Policy, &a.Gateway, &a.Client,
-		&a.Method, &a.Host, &a.Path, &a.Location.Place, &a.Location.Name, &rules, &payload, &a.Status, &first, &last, &a.Hits, &a.Estimated)
+		&a.Method, &a.Host, &a.Path, &a.Location.Place, &a.Location.Name, &rules, &payload, &a.Status, &first, &last, &a.Hits, &a.Estimated, &a.Variance)
 	if err != nil {
 		return attack.Attack{}, err
 	}
@@ -171,18 +171,20 @@ const maxTimeline = 7 * 24 * 60
 // hits left out, the newest ones if there are more than a week's.
 func (r *Reader) Timeline(ctx context.Context, attackID string) ([]Minute, error) {
 	rows, err := r.db.QueryContext(ctx,
-		"SELECT minute, hits FROM attack_minute WHERE attack_id = ? ORDER BY minute DESC LIMIT ?", attackID, maxTimeline)
+		"SELECT minute, hits, estimated, variance FROM attack_minute WHERE attack_id = ? ORDER BY minute DESC LIMIT ?", attackID, maxTimeline)
 	if err != nil {
 		return nil, explain(fmt.Errorf("read timeline: %w", err))
 	}
 	defer rows.Close()
 	var list []Minute
 	for rows.Next() {
-		var minute, hits int64
-		if err := rows.Scan(&minute, &hits); err != nil {
+		var minute int64
+		var m Minute
+		if err := rows.Scan(&minute, &m.Hits, &m.Estimated, &m.Variance); err != nil {
 			return nil, explain(fmt.Errorf("read timeline: %w", err))
 		}
-		list = append(list, Minute{Start: time.Unix(minute*60, 0).UTC(), Hits: hits})
+		m.Start = time.Unix(minute*60, 0).UTC()
+		list = append(list, m)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, explain(fmt.Errorf("read timeline: %w", err))

@@ -94,7 +94,7 @@ func TestUnusableFiles(t *testing.T) {
 			}
 			s.Close()
 			execAll(t, path, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)")
-		}, "made by a newer periscope (schema 9999, this one knows 2): update"},
+		}, "made by a newer periscope (schema 9999, this one knows 3): update"},
 		"damaged": {func(t *testing.T, path string) {
 			os.WriteFile(path, []byte(sqliteHeader+strings.Repeat("\xa5", 8192)), 0o600)
 		}, "move the file"},
@@ -245,5 +245,54 @@ func TestRunAnswersACrowd(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMigrateEstimates: what was counted before there were errors of estimates gets
+// the one that it has if all weights were equal.
+func TestMigrateEstimates(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "attacks.db")
+	s, err := reopen(t, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weight := func(w float64) func(*attack.Hit) { return func(h *attack.Hit) { h.Weight = w } }
+	appendHits(t, s, hit("a", 0), hit("b", 1), hit("c", 0, client("192.0.2.8"), weight(4)), hit("d", 0.5, client("192.0.2.8"), weight(4)), hit("e", 7, client("192.0.2.8"), weight(4)))
+	want := attacks(t, s.Reader, Filter{})
+	lines := func(r *Reader) (all [][]Minute) {
+		for _, a := range want {
+			line, err := r.Timeline(t.Context(), a.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, line)
+		}
+		return all
+	}
+	wantLines := lines(s.Reader)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := connect(path, 1, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	provider, err := newProvider(db)
+	if err == nil {
+		_, err = provider.DownTo(t.Context(), 2)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	if s, err = reopen(t, path); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if diff := cmp.Diff(want, attacks(t, s.Reader, Filter{})); diff != "" || want[0].Error() != 6 || want[1].Sampled() {
+		t.Error(diff, want)
+	}
+	if diff := cmp.Diff(wantLines, lines(s.Reader)); diff != "" {
+		t.Error(diff)
 	}
 }
