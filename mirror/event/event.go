@@ -19,6 +19,8 @@
 // revision.
 package event
 
+import "math"
+
 // Version is the contract's version written by this build; a node reads it
 // and the one before.
 const Version = 2
@@ -50,7 +52,7 @@ type Header struct {
 // Weigh has the event stand for so many times as many exchanges, at least 1.
 func (e *Event) Weigh(weight float64) {
 	if weight > 1 {
-		e.SharePPM = max(1, uint64(float64(e.SharePPM)/weight))
+		e.SharePPM = max(1, uint64(math.Round(float64(e.SharePPM)/weight)))
 	}
 }
 

@@ -302,3 +302,17 @@ func BenchmarkDecode(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*32/b.Elapsed().Seconds(), "events/s")
 }
+
+// The nearest share of whole parts is taken: a lower one would count too much.
+func TestWeigh(t *testing.T) {
+	for _, tt := range []struct {
+		ppm    uint64
+		weight float64
+		want   uint64
+	}{{1_000_000, 1, 1_000_000}, {1_000_000, 0, 1_000_000}, {1_000_000, 3, 333_333}, {2000, 3, 667}, {5, 2.1, 2}, {1, 50, 1}} {
+		e := event.Event{SharePPM: tt.ppm}
+		if e.Weigh(tt.weight); e.SharePPM != tt.want {
+			t.Errorf("%d ppm, %v times: %d, want %d", tt.ppm, tt.weight, e.SharePPM, tt.want)
+		}
+	}
+}
