@@ -1,7 +1,9 @@
 package share
 
 import (
+	"iter"
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -56,12 +58,27 @@ func (c *Controller) State(now time.Time) State {
 			Utilization: r.Utilization, Rate: n.rate, Capacity: n.rateCapacity(), Sockets: r.Sockets.Backend,
 		})
 	}
-	for i, l := range c.sorted[:min(len(c.sorted), len(c.shown.Shares))] {
-		s.Shares = append(s.Shares, ShareState{
-			Share: c.shown.Shares[i], Tenant: l.policy.Tenant, Demand: l.routine, Priority: l.priority, Received: l.takenRate,
-			Workers: len(l.workers), From: l.share.from, Since: at - l.share.changed, Lies: l.lies,
-		})
-		s.Shares[i].Reason = l.why()
-	}
+	s.Shares = slices.AppendSeq(s.Shares, c.Shares(now))
 	return s
 }
+
+// Shares gives all shares in the order of Decision.Shares.
+func (c *Controller) Shares(now time.Time) iter.Seq[ShareState] {
+	at := c.since(now)
+	return func(yield func(ShareState) bool) {
+		for i, l := range c.sorted[:min(len(c.sorted), len(c.shown.Shares))] {
+			s := ShareState{
+				Share: c.shown.Shares[i], Tenant: l.policy.Tenant, Demand: l.routine, Priority: l.priority, Received: l.takenRate,
+				Workers: len(l.workers), From: l.share.from, Since: at - l.share.changed, Lies: l.lies,
+			}
+			s.Reason = l.why()
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// Totals are what the last decision was made of, and whether enough was heard for
+// it.
+func (c *Controller) Totals() (t Totals, ready bool) { return c.shown.Totals, c.warm }
