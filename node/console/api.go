@@ -86,6 +86,7 @@ func (c *console) routeAPI(mux *http.ServeMux) error {
 	register(api, "get-attack", "/attacks/{id}", "One attack", c.apiAttack)
 	register(api, "list-hits", "/attacks/{id}/hits", "Samples of an attack's hits", c.apiHits)
 	register(api, "list-gateways", "/gateways", "Gateways that mirror here, and the plugin builds they were heard from", c.apiGateways)
+	register(api, "get-load", "/load", "Load control over the last minutes: shares, demand, capacity, delay, and what was not analysed", c.apiLoad)
 	register(api, "get-timeline", "/attacks/{id}/timeline", "An attack's hits by minute", c.apiTimeline)
 
 	asJSON, err := json.MarshalIndent(api.OpenAPI(), "", "  ")
@@ -107,7 +108,7 @@ func (c *console) routeAPI(mux *http.ServeMux) error {
 func register[I, O any](api huma.API, id, path, summary string, handler func(context.Context, *I) (*O, error)) {
 	huma.Register(api, huma.Operation{
 		OperationID: id, Method: http.MethodGet, Path: apiRoot + path, Summary: summary,
-		Errors: []int{http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusInternalServerError},
+		Errors: []int{http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusInternalServerError, http.StatusServiceUnavailable},
 	}, handler)
 }
 

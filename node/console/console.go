@@ -78,6 +78,7 @@ type Config struct {
 	Registerer   prometheus.Registerer // required
 	Version      string                // shown in the footer and the API's description
 	AllowedHosts []string              // names, besides the loopback ones, that a browser may reach the console by; without port
+	Load         LoadSource            // what the Load page shows; nil: it says that there is none
 	TryCommand   string                // shown while there is no attack; default curl http://localhost:8080/etc/passwd
 	Now          func() time.Time      // default time.Now
 }
@@ -95,6 +96,7 @@ type console struct {
 	log    *slog.Logger
 	pages  map[string]*template.Template
 	assets map[string]asset
+	load   *loadView
 }
 
 type asset struct {
@@ -115,6 +117,7 @@ func New(cfg Config) (http.Handler, error) {
 		cfg.TryCommand = "curl http://localhost:8080/etc/passwd"
 	}
 	c := &console{cfg: cfg, log: cfg.Logger.With("component", "console")}
+	c.load = &loadView{source: cfg.Load, now: cfg.Now}
 	if err := c.loadAssets(); err != nil {
 		return nil, err
 	}
@@ -134,6 +137,8 @@ func New(cfg Config) (http.Handler, error) {
 	mux.HandleFunc("GET /attacks/rows", c.rows)
 	mux.HandleFunc("GET /attacks/{id}", c.detail)
 	mux.HandleFunc("GET /gateways", c.gateways)
+	mux.HandleFunc("GET /load", c.loads)
+	mux.HandleFunc("GET /load/now", c.loadNow)
 	mux.HandleFunc("GET /static/{name}", c.static)
 	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/static/favicon.svg", http.StatusFound)

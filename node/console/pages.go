@@ -86,7 +86,7 @@ func (c *console) loadPages() error {
 		return fmt.Errorf("console pages: %w", err)
 	}
 	c.pages = make(map[string]*template.Template)
-	for _, name := range []string{"list", "detail", "gateways", "error"} {
+	for _, name := range []string{"list", "detail", "gateways", "load", "error"} {
 		page, err := base.Clone()
 		if err == nil {
 			page, err = page.ParseFS(files, "templates/"+name+".html")

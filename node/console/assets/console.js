@@ -26,6 +26,11 @@ function showLive(state) {
   document.getElementById("live-text").textContent = { on: "Live", off: "Not connected" }[state];
 }
 
+// A page can be up to date in saying that its source is not.
+function polledState() {
+  return document.querySelector("[data-poll][data-stale]") ? "off" : "on";
+}
+
 // Someone who has selected text in the table would lose the selection.
 function selecting(element) {
   const s = window.getSelection();
@@ -38,7 +43,7 @@ document.addEventListener("htmx:beforeRequest", (e) => {
 });
 
 document.addEventListener("htmx:afterRequest", (e) => {
-  if (e.detail.elt.hasAttribute("data-poll")) showLive(e.detail.successful ? "on" : "off");
+  if (e.detail.elt.hasAttribute("data-poll")) showLive(e.detail.successful ? polledState() : "off");
 });
 
 document.addEventListener("htmx:configRequest", (e) => {
@@ -63,7 +68,7 @@ document.addEventListener("htmx:beforeSwap", (e) => {
   if (e.detail.elt.id === "filters" && e.detail.xhr.status >= 400) window.location.assign(e.detail.xhr.responseURL);
 });
 
-document.addEventListener("htmx:afterSettle", () => { refreshTimes(); showLive("on"); });
+document.addEventListener("htmx:afterSettle", () => { refreshTimes(); showLive(polledState()); });
 
 document.addEventListener("click", async (e) => {
   const button = e.target.closest("button.copy");
@@ -84,4 +89,4 @@ document.addEventListener("click", async (e) => {
 
 setInterval(() => { if (!document.hidden) refreshTimes(); }, 1000);
 refreshTimes();
-showLive("on");
+showLive(polledState());
