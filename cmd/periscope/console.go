@@ -14,7 +14,7 @@ import (
 )
 
 func newConsole(o *options) *cobra.Command {
-	var addr, dataDir string
+	var addr, dataDir, control string
 	cmd := &cobra.Command{
 		Use:   "console",
 		Short: "Serve the Attacks page and the API over what a node has stored",
@@ -24,12 +24,16 @@ func newConsole(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			source, err := newControlLoad(control)
+			if err != nil {
+				return err
+			}
 			reader, err := store.OpenReader(cmd.Context(), storePath(dataDir))
 			if err != nil {
 				return err
 			}
 			defer reader.Close()
-			c, err := openConsole(cmd.Context(), consoleConfig{addr: addr, store: reader, logger: logger, registry: newRegistry()})
+			c, err := openConsole(cmd.Context(), consoleConfig{addr: addr, store: reader, load: source, logger: logger, registry: newRegistry()})
 			if err != nil {
 				return err
 			}
@@ -37,6 +41,7 @@ func newConsole(o *options) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&addr, "console", consoleAddr, "loopback address of the pages and the API")
+	cmd.Flags().StringVar(&control, "control-debug", "127.0.0.1:15080", "loopback address of the control plane's /debug, which the Load page is made of; empty: none")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory of the node's store")
 	return cmd
 }
@@ -46,6 +51,7 @@ const consoleAddr = "127.0.0.1:8090"
 type consoleConfig struct {
 	addr       string
 	store      console.Store
+	load       console.LoadSource // nil: none
 	logger     *slog.Logger
 	registry   prometheus.Registerer
 	tryCommand string
@@ -53,7 +59,8 @@ type consoleConfig struct {
 
 // consoleServer is the API and the pages:
 //
-//	browser, API client ─► listener ─► console ─► store
+//	browser, API client ─► listener ─► console ─┬─► store
+//	                                            └─► control plane, of load
 type consoleServer struct {
 	cfg      consoleConfig
 	listener net.Listener
@@ -64,7 +71,7 @@ func openConsole(ctx context.Context, cfg consoleConfig) (*consoleServer, error)
 	if err := localweb.RequireLoopback("--console", cfg.addr); err != nil {
 		return nil, err
 	}
-	h, err := console.New(console.Config{Store: cfg.store, Logger: cfg.logger, Registerer: cfg.registry, Version: version, TryCommand: cfg.tryCommand})
+	h, err := console.New(console.Config{Store: cfg.store, Load: cfg.load, Logger: cfg.logger, Registerer: cfg.registry, Version: version, TryCommand: cfg.tryCommand})
 	if err != nil {
 		return nil, err
 	}

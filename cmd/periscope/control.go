@@ -200,6 +200,7 @@ type control struct {
 	reports  *xdsnode.Reports  // of nodes
 	loads    *loads            // of nodes; nil: none is asked
 	sharing  *sharing          // of nodes' capacity; nil: shares are those of the policies
+	history  *loadHistory      // of load, for people
 	source   *source.Source    // nil: the default policy
 	server   *xds.Server
 	grpc     *grpc.Server
@@ -232,6 +233,7 @@ func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error)
 	if err := c.configure(); err != nil {
 		return nil, err
 	}
+	c.history = newLoadHistory(c)
 	c.plans = prometheus.NewCounter(prometheus.CounterOpts{Name: "periscope_control_plans_total", Help: "Plans compiled and published."})
 	c.faults = prometheus.NewCounter(prometheus.CounterOpts{Name: "periscope_control_plan_faults_total", Help: "Plans that could not be published: the one before stayed in force."})
 	c.registry.MustRegister(c.plans, c.faults)
@@ -396,6 +398,7 @@ func (c *control) run(ctx context.Context) error {
 		group.Go(func() error { return c.loads.run(ctx) })
 		group.Go(func() error { return c.sharing.run(ctx) })
 	}
+	group.Go(func() error { return c.history.run(ctx) })
 	group.Go(func() error { return c.runRollout(ctx) })
 	return group.Wait()
 }

@@ -52,6 +52,7 @@ func (c *control) debugConfig() debug.Config {
 		Plan:         func() any { return c.current().plan },
 		Mesh:         func() any { return c.mesh() },
 		Pressure:     c.pressure,
+		Load:         func() any { return c.history.load() },
 		Ledger:       func() any { return newLedger(c.reports.Reporters()) },
 		Info:         c.cfg.info,
 		Ready:        c.ready,

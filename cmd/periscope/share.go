@@ -111,6 +111,7 @@ func tenantOf(plan mirror.Plan, id string) string {
 
 // take takes a node's report.
 func (s *sharing) take(u orca.Update) {
+	s.control.history.observe(u.Report)
 	s.mu.Lock()
 	urgent := s.controller.Observe(*u.Report, u.Received)
 	s.effects.take(u, s.controller.Effect)

@@ -118,7 +118,7 @@ func runUp(ctx context.Context, f upFlags, logger *slog.Logger, out io.Writer) e
 	// [5]
 	var view *consoleServer
 	if n != nil {
-		if view, err = openConsole(ctx, consoleConfig{addr: f.console, store: n.store, logger: logger, registry: n.registry, tryCommand: f.tryCommand()}); err != nil {
+		if view, err = openConsole(ctx, consoleConfig{addr: f.console, store: n.store, load: c.history, logger: logger, registry: n.registry, tryCommand: f.tryCommand()}); err != nil {
 			return err
 		}
 		defer view.listener.Close()

@@ -49,6 +49,7 @@ type Config struct {
 	Mesh         func() any                        // mesh
 	Ledger       func() any                        // ledgerz
 	Pressure     func() any                        // pressurez
+	Load         func() any                        // loadz
 	Info         func() any                        // a free section on the index, such as insecure listeners
 	Ready        func() error                      // /ready; nil: always ready
 	Version      any                               // /version
@@ -161,6 +162,7 @@ func (p *Pages) list() []page {
 	add(c.Mesh != nil, "mesh", "gateways and nodes there are, and the settings of this control plane", "", plain(c.Mesh))
 	add(c.Ledger != nil, "ledgerz", "what became of the exchanges, from gateways to the store, as nodes report", "", plain(c.Ledger))
 	add(c.Pressure != nil, "pressurez", "the load of each node, as it reports it, and of which nodes nothing is heard", "", plain(c.Pressure))
+	add(c.Load != nil, "loadz", "load, shares and what was not analysed over the last five minutes, as the console shows it", "", plain(c.Load))
 	slices.SortFunc(pages, func(a, b page) int { return strings.Compare(a.name, b.name) })
 	return append(pages, page{"list", "the names of these pages", "", plain(func() any { return p.names() })})
 }

@@ -99,6 +99,7 @@ func meshFixture(t *testing.T) *Pages {
 		c.Mesh = func() any { return "mesh" }
 		c.Ledger = func() any { return "ledger" }
 		c.Pressure = func() any { return "pressure" }
+		c.Load = func() any { return "load" }
 		c.Instance = Instance{ID: "control-0", Build: BuildInfo{Version: "0.2.0"}}
 	})
 }
@@ -106,7 +107,7 @@ func meshFixture(t *testing.T) *Pages {
 func TestMeshPages(t *testing.T) {
 	h := meshFixture(t)
 	for target, want := range map[string]string{
-		"list":        `["adsz","config_dump","configz","connections","ecdsz","edsz","ledgerz","mesh","nodez","planz","pluginz","policyz","pressurez","push_status","resourcesz","sharez","syncz"]`,
+		"list":        `["adsz","config_dump","configz","connections","ecdsz","edsz","ledgerz","loadz","mesh","nodez","planz","pluginz","policyz","pressurez","push_status","resourcesz","sharez","syncz"]`,
 		"pluginz":     `{"rollout":{"phase":"complete"},"proxies":[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"ERROR","lastError":"no Lua","gateway":"shop/public","sent":{"version":"2","digest":"d2"},"running":{"version":"1","digest":"d1"}}]}`,
 		"sharez":      `[{"gateway":"shop/public","policy":"shop/p","percent":12.5,"ceiling":20,"carrier":"settings filter","resource":"settings","proxies":[{"proxy":"public.shop","connectionId":"gateway~shop/public-7","state":"SYNCED"}]},{"gateway":"shop/private","percent":100,"ceiling":100,"carrier":"istiod","proxies":[]}]`,
 		"nodez":       `[{"node":"a","connectionId":"node~a-8","address":"127.0.0.1:2","connectedAt":"2026-01-02T03:04:05Z","state":"STALE","sent":"r2","acked":"r1"}]`,
@@ -114,6 +115,7 @@ func TestMeshPages(t *testing.T) {
 		"mesh":        `"mesh"`,
 		"ledgerz":     `"ledger"`,
 		"pressurez":   `"pressure"`,
+		"loadz":       `"load"`,
 		"adsz?proxyID=public.shop": `{"totalClients":1,"clients":[{"connectionId":"gateway~shop/public-7","connectedAt":"2026-01-02T03:04:05Z","address":"127.0.0.1:1","metadata":{"CLUSTER_ID":"shop/public","ISTIO_VERSION":"1.40.0","NAMESPACE":"shop"},"watches":{` +
 			`"type.googleapis.com/envoy.config.cluster.v3.Cluster":[],"type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig":["plugin","settings"],` +
 			`"type.googleapis.com/envoy.config.listener.v3.Listener":[],"type.googleapis.com/envoy.config.route.v3.RouteConfiguration":["r"]}}]}`,
