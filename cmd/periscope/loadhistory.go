@@ -106,7 +106,10 @@ func (h *loadHistory) sample(now time.Time) {
 		}
 	}
 	totals, ready, leaves := c.sharing.loads(now)
-	if ready && !totals.Frozen {
+	switch {
+	case ready && totals.Frozen: // all are silent that had something to tell
+		s.delays = noDelays
+	case ready:
 		s.demand = totals.Demand + totals.Priority
 		if totals.Capacity > 0 {
 			s.capacity = totals.Capacity

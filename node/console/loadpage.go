@@ -147,6 +147,8 @@ func headline(l *Load) []string {
 		out = append(out, "No node reports.")
 	case worst >= lateDelay:
 		out = append(out, "Analysis is "+delay(worst)+" late.")
+	case math.IsNaN(worst):
+		out = append(out, "How late analysis is, no node has told of late.")
 	default:
 		out = append(out, "Analysis is on time.")
 	}
