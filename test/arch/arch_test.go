@@ -46,7 +46,7 @@ var allowed = map[string][]string{
 	"node/policy":      {"xds/node/nodev1", "atomicfile"},
 	"node/ingest":      {"mirror/event", "mirror/load"},
 	"node/accesslog":   {"mirror/event"},
-	"node/extproc":     {"mirror", "mirror/event", "mirror/mask", "policy"},
+	"node/extproc":     {"mirror", "mirror/load", "mirror/event", "mirror/mask", "policy"},
 	"node/pressure":    {"mirror/load"},
 	"node/report":      {"xds/node/nodev1"},
 	"node/orca":        {"mirror/load"},
