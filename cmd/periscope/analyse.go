@@ -23,12 +23,13 @@ import (
 // same cores goes first (nice(2); 0 is ordinary, 19 the least).
 const analysisNice = 10
 
-// A worker leaves CPU time to who reads, for yieldFor at most before each exchange,
-// while bytes in the node's sockets are older than yieldAt: what waits there is of
-// any class, holds calls open at gateways, which may have 64, and is lost beyond.
+// A worker leaves CPU time to who reads while bytes in the node's sockets are older
+// than yieldAt, before each exchange for as long as the last one took: what waits
+// there is of any class, holds calls open at gateways, which may have 64, and is
+// lost beyond.
 const (
 	yieldAt   = 10 * time.Millisecond
-	yieldFor  = 20 * time.Millisecond
+	yieldFor  = 50 * time.Millisecond // at most
 	yieldStep = 2 * time.Millisecond
 )
 
@@ -91,16 +92,19 @@ func (a *analysis) run(ctx context.Context, workers int) error {
 	for range workers {
 		group.Go(func() error {
 			a.lowerPriority()
+			var took time.Duration
 			for {
 				x, ok := a.ring.Pop(ctx)
 				if !ok {
 					return nil
 				}
 				a.work.change(1)
-				for waited := time.Duration(0); waited < yieldFor && a.kernel() > yieldAt; waited += yieldStep {
+				for waited := time.Duration(0); waited < min(took, yieldFor) && a.kernel() > yieldAt; waited += yieldStep {
 					time.Sleep(yieldStep)
 				}
+				start := time.Now()
 				a.inspect(x)
+				took = time.Since(start)
 				a.work.change(-1)
 			}
 		})

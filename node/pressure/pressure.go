@@ -27,6 +27,10 @@ const (
 	minGap  = 20 * time.Millisecond
 	useSpan = 100 * time.Millisecond // smoothing of utilization and rate
 
+	busyUse = 0.7 // above it, a delay may be the node's own doing
+	// maxSchedule is the longest that a process that has little to do waits for a CPU.
+	maxSchedule = 100 * time.Millisecond
+
 	maxDelayGarbage = time.Hour
 	maxCPUs         = 4096
 )
@@ -51,8 +55,8 @@ type Sample struct {
 
 // Level is a node's load.
 type Level struct {
-	Kernel      time.Duration // as sampled, bounded
-	Queue       time.Duration // likewise, or how long what is queued will take, if that is longer
+	Kernel      time.Duration // as sampled, as far as it is believed
+	Queue       time.Duration // as sampled, or how long what is queued will take, if that is longer
 	Lag         time.Duration // as far as it is believed
 	Delay       time.Duration // the worst of them
 	Utilization float64       // of the CPU time that the node may use; above 1: CPUs was too low
@@ -92,6 +96,7 @@ type Meter struct {
 	started  bool
 	level    Level
 	capacity load.Capacity
+	use      float64 // as Level.Utilization, between the last two samples
 }
 
 // Add takes the next sample. A faulty one still gives a level: delays are those of
@@ -110,12 +115,12 @@ func (m *Meter) Add(s Sample) (Level, Fault) {
 		fault = FaultValue
 	}
 	s.Queue = max(s.Queue, m.level.Wait(s.Queued))
-	m.level.Kernel, m.level.Queue = s.Kernel, s.Queue
+	m.level.Queue = s.Queue
 	if f := m.rates(s); f != FaultNone {
 		fault = f
 	}
-	m.level.Lag = m.believed(s.Lag)
-	m.level.Delay = max(s.Kernel, s.Queue, m.level.Lag)
+	m.level.Kernel, m.level.Lag = m.believed(s)
+	m.level.Delay = max(m.level.Kernel, m.level.Queue, m.level.Lag)
 	return m.level, fault
 }
 
@@ -152,11 +157,12 @@ func (m *Meter) rates(s Sample) Fault {
 	}
 	if !m.capacity.Add(load.Interval{
 		Length: gap, Analysed: s.Analysed - last.Analysed, Discarded: s.Discarded - last.Discarded,
-		Utilization: use, Workers: workers, Delay: max(s.Kernel, s.Queue),
+		Utilization: use, Workers: workers, Delay: max(m.level.Kernel, s.Queue),
 	}) {
 		return FaultCounter
 	}
 	m.level.Busy += time.Duration(m.capacity.Use(use) * float64(gap))
+	m.use = use
 	gain := load.Gain(gap, useSpan)
 	m.level.Utilization += gain * (use - m.level.Utilization)
 	m.level.Rate += gain * (float64(s.Analysed-last.Analysed)/gap.Seconds() - m.level.Rate)
@@ -164,11 +170,17 @@ func (m *Meter) rates(s Sample) Fault {
 	return FaultNone
 }
 
-// believed is the lag, if anything of the node's own shows that the node may be
-// its cause. A lag alone is the network's, the gateway's, or its clock's.
-func (m *Meter) believed(lag time.Duration) time.Duration {
-	if m.level.Utilization > 0.7 || max(m.level.Kernel, m.level.Queue) > load.Target {
-		return lag
+// believed are the age of what is in sockets and the lag, as far as anything of the
+// node's own shows that its load may be the cause. An age alone is that of a node
+// that waits for a CPU which others use: with less traffic it would wait as long.
+// A lag alone is the network's, the gateway's, or its clock's.
+func (m *Meter) believed(s Sample) (kernel, lag time.Duration) {
+	busy := max(m.use, m.level.Utilization) > busyUse || s.Queue > load.Target
+	if busy || s.Kernel > maxSchedule {
+		kernel = s.Kernel
 	}
-	return 0
+	if busy || kernel > load.Target {
+		lag = s.Lag
+	}
+	return kernel, lag
 }

@@ -180,3 +180,26 @@ func TestMeterLag(t *testing.T) {
 		t.Errorf("delay %v of a busy node, want the lag", n.lastLevel.Delay)
 	}
 }
+
+// A node with little to do that waits for a CPU which others use isn't late, and is
+// not believed able to do no more than it does.
+func TestMeterWaitsForCPU(t *testing.T) {
+	n := newNode(t)
+	n.run(20_000, time.Second)
+	n.run(0, time.Second)
+	age := 50 * time.Millisecond
+	for range 200 {
+		n.run(500, period)
+		n.s.Kernel = age
+		n.s.At += period
+		n.sample()
+	}
+	if n.lastLevel.Delay != 0 {
+		t.Errorf("delay %v", n.lastLevel.Delay)
+	}
+	n.near("capacity", n.lastLevel.Capacity, 10_000, 0.1)
+	n.s.Kernel, n.s.At = 150*time.Millisecond, n.s.At+period
+	if n.sample(); n.lastLevel.Delay != n.s.Kernel {
+		t.Errorf("delay %v when bytes wait for %v, whatever the node does", n.lastLevel.Delay, n.s.Kernel)
+	}
+}
