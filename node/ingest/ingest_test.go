@@ -394,6 +394,24 @@ func TestDemands(t *testing.T) {
 	shares(100, 5, "ffffffff", 1200*time.Millisecond)
 	shares(1000, 6, "0000000a", 0) // after a silence: nobody knows when
 	shares(100, 7, "no number", 2410*time.Millisecond)
+	// Counters are of the time at which they were sent, whatever waited where.
+	timed := func(seq uint64, sentMS, receivedMS int, heard time.Duration) {
+		t.Helper()
+		now = start.Add(time.Minute + time.Duration(receivedMS)*time.Millisecond)
+		send(event.Header{VM: "timed", Seq: seq, Policy: "ns/b", Eligible: seq, SentUS: 1e15 + uint64(sentMS)*1000})
+		got := r.handler.Demands(start)
+		if d := got[len(got)-2]; d.VM != "timed" || (d.Heard-time.Minute-heard).Abs() > 2*time.Millisecond {
+			t.Errorf("batch %d: %+v", seq, d)
+		}
+	}
+	timed(1, 0, 10, 10*time.Millisecond)
+	timed(2, 100, 310, 110*time.Millisecond)
+	timed(3, 200, 310, 210*time.Millisecond)
+	timed(4, 400, 405, 405*time.Millisecond) // it can be that quick
+	timed(5, 500, 905, 505*time.Millisecond)
+	timed(6, 60_000, 1000, time.Second) // the gateway's clock was set
+	timed(7, 60_100, 1300, 1100*time.Millisecond)
+	timed(8, 1_000, 1400, 1400*time.Millisecond) // and back
 	now = now.Add(10 * time.Minute)
 	send(event.Header{Pod: "gw-0", VM: "new", Seq: 7, Policy: "ns/a", Eligible: 8})
 	if got := r.handler.Demands(start); len(got) != 2 || got[1].Eligible != 8 {
@@ -404,14 +422,14 @@ func TestDemands(t *testing.T) {
 	for i := range workers * 30 {
 		send(event.Header{VM: fmt.Sprint("many", i/30), Seq: uint64(i%30) + 1, Policy: fmt.Sprint("ns/", i%30), Eligible: 1})
 	}
-	if got := r.handler.Demands(start); len(got) != load.MaxDemands-3 { // those of workers that are silent are kept
+	if got := r.handler.Demands(start); len(got) != load.MaxDemands-4 { // those of workers that are silent are kept
 		t.Errorf("%d demands are told", len(got))
 	}
 	now = now.Add(time.Second)
 	for i := range 4096 - workers + 10 {
 		send(event.Header{VM: fmt.Sprint("more", i), Seq: 1})
 	}
-	if got := r.handler.Demands(start); len(got) > load.MaxDemands-3-5*30 {
+	if got := r.handler.Demands(start); len(got) > load.MaxDemands-4-5*30 {
 		t.Errorf("%d demands are told once their workers are forgotten", len(got))
 	}
 }

@@ -26,7 +26,8 @@ const (
 	// shareSilence is the longest time between two batches of a worker of which the
 	// second tells when new shares took effect.
 	shareSilence = 250 * time.Millisecond
-	maxGrowth    = 1 << 40 // of a counter from one batch to the next: no sum of them overflows
+	maxLate      = 10 * time.Second // of a batch; more is a clock that was set
+	maxGrowth    = 1 << 40          // of a counter from one batch to the next: no sum of them overflows
 )
 
 // exchangeOutcomes are the plugin counters that are shown: a closed set, whatever a
@@ -82,6 +83,22 @@ type vmState struct {
 	seq      uint64
 	counters map[string]uint64
 	last     time.Time
+	apart    time.Duration // this node's clock less the gateway's, and the shortest way: the least of late
+	timed    bool          // apart is known
+}
+
+// when is the time at which a batch would have come had it not waited on its way,
+// in sockets above all: counters are of the time at which it was sent.
+func (v *vmState) when(sentUS uint64, now time.Time) time.Time {
+	if sentUS == 0 || sentUS > 1<<53 {
+		return now
+	}
+	apart := now.Sub(time.UnixMicro(int64(sentUS)))
+	v.apart += now.Sub(v.last) / 1000 // clocks drift
+	if late := apart - v.apart; !v.timed || late < 0 || late > maxLate {
+		v.apart, v.timed = apart, true
+	}
+	return now.Add(v.apart - apart)
 }
 
 func newLedger(reg prometheus.Registerer) *ledger {
@@ -133,7 +150,7 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 		}
 		l.vms[vmKey{strings.Clone(gateway), strings.Clone(h.VM)}] = vm
 	}
-	l.want(gateway, b, vm, now)
+	l.want(gateway, b, vm, now, vm.when(h.SentUS, now))
 	vm.last = now
 	if h.Seq <= vm.seq {
 		return // overtaken by a later one, which has told more
@@ -155,8 +172,9 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 }
 
 // want takes what a batch tells of its policy's demand. Where the plugin tells
-// none, it is what the whole VM has seen and no policy left out.
-func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now time.Time) {
+// none, it is what the whole VM has seen and no policy left out. It is of the time
+// at.
+func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now, at time.Time) {
 	h := &b.Header
 	if h.Pod != "" {
 		namespace, _, _ := strings.Cut(gateway, "/")
@@ -182,7 +200,7 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now time.Time
 		}
 		d.Gateway, d.VM, d.Policy = strings.Clone(d.Gateway), strings.Clone(d.VM), strings.Clone(d.Policy)
 		d.Received = received
-		l.demand = slices.Insert(l.demand, i, &demand{Demand: d, vm: vm, heard: now, seq: h.Seq})
+		l.demand = slices.Insert(l.demand, i, &demand{Demand: d, vm: vm, heard: at, seq: h.Seq})
 		return
 	}
 	is := l.demand[i]
@@ -192,12 +210,12 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now time.Time
 		if d.Share != is.Share {
 			is.Share, is.shareSince = d.Share, time.Time{}
 			if now.Sub(vm.last) <= shareSilence {
-				is.shareSince = now
+				is.shareSince = at
 			}
 		}
 	}
 	if d.Eligible > is.Eligible { // else a later one has overtaken it, or nothing is new
-		is.heard = now
+		is.heard = at
 	}
 	is.Eligible, is.Priority, is.Mirrored = max(is.Eligible, d.Eligible), max(is.Priority, d.Priority), max(is.Mirrored, d.Mirrored)
 }
