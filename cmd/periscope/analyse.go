@@ -43,6 +43,7 @@ type analysis struct {
 	logger   *slog.Logger
 	delay    prometheus.Histogram
 	analysed atomic.Uint64        // exchanges
+	pace     time.Duration        // of a worker for an exchange, at least
 	kernel   func() time.Duration // age of the oldest bytes in a socket, as last sampled
 	work     occupancy
 }
@@ -104,6 +105,7 @@ func (a *analysis) run(ctx context.Context, workers int) error {
 				}
 				start := time.Now()
 				a.inspect(x)
+				time.Sleep(a.pace - time.Since(start))
 				took = time.Since(start)
 				a.work.change(-1)
 			}

@@ -152,6 +152,16 @@ func (h *loadHistory) add(s loadSample) {
 	h.samples = slices.Delete(h.samples, 0, max(0, len(h.samples)-historySamples))
 }
 
+// newest is the last sample; without any, nothing is known.
+func (h *loadHistory) newest() loadSample {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.samples) == 0 {
+		return loadSample{demand: math.NaN(), capacity: math.NaN(), analysed: math.NaN(), delays: noDelays}
+	}
+	return h.samples[len(h.samples)-1]
+}
+
 // Load makes it a console.LoadSource.
 func (h *loadHistory) Load(context.Context) (console.Load, error) { return h.load(), nil }
 

@@ -42,6 +42,7 @@ type nodeFlags struct {
 	sockets        []string
 	bpfPin         string
 	workers        int
+	pace           time.Duration // that a worker takes for an exchange at least; for periscope bench
 	retention      time.Duration
 }
 
@@ -208,7 +209,7 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err := n.openStreams(); err != nil {
 		return nil, err
 	}
-	n.analysis = newAnalysis(&analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, logger: cfg.logger.With("component", "analysis")}, n.registry)
+	n.analysis = newAnalysis(&analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, pace: cfg.pace, logger: cfg.logger.With("component", "analysis")}, n.registry)
 	n.meter.counts = func() (analysed, discarded uint64) {
 		return n.analysis.analysed.Load(), n.handler.Discarded() + n.streams.Discarded()
 	}

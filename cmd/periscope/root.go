@@ -50,7 +50,7 @@ func newRoot(e env) *cobra.Command {
 	root.SetErr(e.stderr)
 	root.PersistentFlags().StringVar(&o.logLevel, "log-level", "info", "least level of log lines: debug, info, warn or error")
 	root.PersistentFlags().StringVar(&o.logFormat, "log-format", "text", "log lines as text or json")
-	root.AddCommand(newUp(o), newControl(o), newNode(o), newConsole(o), newCheck(o), newBootstrap(o), newRender(o), newVersion(o))
+	root.AddCommand(newUp(o), newControl(o), newNode(o), newConsole(o), newCheck(o), newBootstrap(o), newRender(o), newBench(o), newVersion(o))
 	return root
 }
 

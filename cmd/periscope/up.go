@@ -42,7 +42,7 @@ attacks are shown by periscope console.`,
 			if err != nil {
 				return err
 			}
-			return runUp(cmd.Context(), f, logger, o.stdout)
+			return runUp(cmd.Context(), f, logger, func(r running) { announce(o.stdout, f, r) })
 		},
 	}
 	f.controlFlags.add(cmd.Flags())
@@ -65,7 +65,7 @@ attacks are shown by periscope console.`,
 //	      [3] control ─────────────┘ policies
 //	           ▲
 //	      [2] policy files
-func runUp(ctx context.Context, f upFlags, logger *slog.Logger, out io.Writer) error {
+func runUp(ctx context.Context, f upFlags, logger *slog.Logger, ready func(running)) error {
 	envoy, err := findEnvoy(f.envoy)
 	if err != nil {
 		return err
@@ -138,9 +138,18 @@ func runUp(ctx context.Context, f upFlags, logger *slog.Logger, out io.Writer) e
 		if n != nil {
 			n.awaitPolicies(ctx)
 		}
-		return g.run(ctx, func() { announce(out, f, upstream == "", c, view) })
+		return g.run(ctx, func() { ready(running{sample: upstream == "", upstream: f.upstream, control: c, node: n, view: view}) })
 	})
 	return group.Wait()
+}
+
+// running is what runUp has started.
+type running struct {
+	sample   bool // the upstream is the sample API
+	upstream string
+	control  *control
+	node     *node          // nil: nodes of their own
+	view     *consoleServer // nil: likewise
 }
 
 // bindable tells whether the gateway will be able to listen.
@@ -212,7 +221,7 @@ func localURL(scheme, hostport string) string {
 }
 
 // announce tells what has been started and what to try.
-func announce(out io.Writer, f upFlags, sample bool, c *control, view *consoleServer) {
+func announce(out io.Writer, f upFlags, r running) {
 	fmt.Fprintln(out, "\nPeriscope is up.")
 	if f.http != "" {
 		fmt.Fprintf(out, "  gateway   %s\n", localURL("http", f.http))
@@ -220,18 +229,18 @@ func announce(out io.Writer, f upFlags, sample bool, c *control, view *consoleSe
 	if f.https != "" {
 		fmt.Fprintf(out, "  gateway   %s\n", localURL("https", f.https))
 	}
-	if sample {
-		fmt.Fprintf(out, "  upstream  %s (sample API; --upstream URL puts the gateway before yours)\n", f.upstream)
+	if r.sample {
+		fmt.Fprintf(out, "  upstream  %s (sample API; --upstream URL puts the gateway before yours)\n", r.upstream)
 	} else {
-		fmt.Fprintf(out, "  upstream  %s\n", f.upstream)
+		fmt.Fprintf(out, "  upstream  %s\n", r.upstream)
 	}
-	fmt.Fprintf(out, "  debug     %s/debug\n", localURL("http", c.debug.Addr().String()))
-	if view == nil {
+	fmt.Fprintf(out, "  debug     %s/debug\n", localURL("http", r.control.debug.Addr().String()))
+	if r.view == nil {
 		fmt.Fprintf(out, "  nodes     %v (see their attacks with periscope console)\n", f.nodes)
 		fmt.Fprintf(out, "\nTry an attack:\n  %s\n\n", f.tryCommand())
 		return
 	}
-	page := localURL("http", view.listener.Addr().String()) + "/attacks"
+	page := localURL("http", r.view.listener.Addr().String()) + "/attacks"
 	fmt.Fprintf(out, "  attacks   %s\n", page)
 	fmt.Fprintf(out, "\nTry an attack, then look at %s:\n  %s\n\n", page, f.tryCommand())
 }

@@ -26,7 +26,8 @@ const (
 // did in successive intervals. The zero value knows nothing.
 //
 // While a node is late, what it does is what it can do. Otherwise that is what it
-// did by the part of its CPU time that it used. Two memories correct readings of
+// did by the part of its CPU time that it used, or of its workers' time, whichever is
+// scarcer. Two memories correct readings of
 // CPU time that are wrong: how much the node seemed to use when it was late, which
 // is all that it has, unless its workers show that it has got more since; and what
 // it once could do, as long as it is not late.
@@ -89,7 +90,7 @@ func (c *Capacity) Add(i Interval) bool {
 	if c.w > 0 { // they wait for work for half of the time that would be left
 		c.full = max(c.full, min(1, c.u/(2*c.w)))
 	}
-	u = c.u / c.full
+	u = max(c.u/c.full, c.w)
 	fade := math.Exp(-span / memoryFade.Seconds())
 	c.best *= fade
 	c.top = max(c.top*fade, c.best)
@@ -120,13 +121,13 @@ func (c *Capacity) toward(rate, gain float64) {
 // Rate is the estimate, in exchanges a second; 0: none yet.
 func (c *Capacity) Rate() float64 { return c.rate }
 
-// Use corrects a reading of utilization by what the node seemed to use when it used
-// all.
-func (c *Capacity) Use(utilization float64) float64 {
-	if c.full == 0 {
-		return utilization
+// Use is the part of what the node has that it uses, by two readings: of its CPU
+// time, corrected by what it seemed to use when it used all, and of its workers' time.
+func (c *Capacity) Use(utilization, workers float64) float64 {
+	if c.full > 0 {
+		utilization = min(utilization/c.full, maxUse)
 	}
-	return min(utilization/c.full, maxUse)
+	return max(utilization, workers)
 }
 
 // Gain is the weight of a value that stood for an interval, in an exponentially

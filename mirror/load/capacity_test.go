@@ -116,7 +116,7 @@ func TestCapacityAfterQuota(t *testing.T) {
 	}
 	run(400, 0.2, 5*time.Second)
 	near(t, "a fifth of a core", c.Rate(), 100, 0.1)
-	near(t, "what it uses", c.Use(0.1), 1, 0.1)
+	near(t, "what it uses", c.Use(0.1, 0), 1, 0.1)
 	share := 0.0
 	for range 30 { // 1.5 s
 		share = min(400, max(80, 0.9*c.Rate()))

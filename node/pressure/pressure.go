@@ -161,7 +161,7 @@ func (m *Meter) rates(s Sample) Fault {
 	}) {
 		return FaultCounter
 	}
-	m.level.Busy += time.Duration(m.capacity.Use(use) * float64(gap))
+	m.level.Busy += time.Duration(m.capacity.Use(use, workers) * float64(gap))
 	m.use = use
 	gain := load.Gain(gap, useSpan)
 	m.level.Utilization += gain * (use - m.level.Utilization)

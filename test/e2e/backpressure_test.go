@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/url"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -280,4 +281,17 @@ spec:
 	path := "/after/etc/passwd"
 	get(t, "http://"+m.http+path)
 	m.attack(t, "an attack after all that", func(a attackRow) bool { return a.Path == path })
+}
+
+// periscope bench overload plots a whole run, and accounts for it.
+func TestBenchOverload(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), program, "bench", "overload", "--envoy", envoytest.Path(t), "--before", "3s", "--for", "4s", "--after", "3s").CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(out)
+	if strings.Count(text, " 0 failed") != 3 || strings.Count(text, " s ") < 7 || !strings.Contains(text, "left out by the share") || strings.Contains(text, ": 0 analysed") || strings.Contains(text, " 0 found") {
+		t.Error("that is not it")
+	}
 }
