@@ -90,7 +90,7 @@ func (b *bench) changes(ctx context.Context) (section, error) {
 // measure takes turns; with and without edits, it is at one and the same gateway.
 func (s *changes) measure(ctx context.Context, b *bench, gateways []*gateway, c *control) error {
 	call := workloads()[0].call()
-	before, err := gateways[1].envoy.sum(ctx, settingsReloads)
+	before, err := gateways[1].envoy.Sum(ctx, settingsReloads)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (s *changes) measure(ctx context.Context, b *bench, gateways []*gateway, c 
 	s.edits = c.edits
 	// The last may still be on its way.
 	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		now, err := gateways[1].envoy.sum(ctx, settingsReloads)
+		now, err := gateways[1].envoy.Sum(ctx, settingsReloads)
 		s.inForce = now - before
 		if err != nil || s.inForce >= int64(s.edits) || time.Now().After(deadline) {
 			return err

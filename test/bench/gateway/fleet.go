@@ -14,8 +14,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/periscope-mesh/periscope/test/bench/load"
+	"github.com/periscope-mesh/periscope/test/bench/proxy"
 	"github.com/periscope-mesh/periscope/test/bench/result"
 	"github.com/periscope-mesh/periscope/test/bench/sink"
+	xdsgateway "github.com/periscope-mesh/periscope/xds/gateway"
 )
 
 const (
@@ -35,7 +37,7 @@ type receiver interface {
 // gateway is a variant, running.
 type gateway struct {
 	variant
-	envoy    *envoy
+	envoy    *proxy.Envoy
 	client   *load.Client
 	receiver receiver // nil: nothing is counted
 }
@@ -146,22 +148,40 @@ func (b *bench) start(ctx context.Context, v variant, config []byte, conns load.
 	if err != nil {
 		return nil, fmt.Errorf("create folder for envoy: %w", err)
 	}
-	e, err := startEnvoy(ctx, b.envoy, dir, config, b.pinning)
+	e, err := b.startEnvoy(ctx, dir, config)
 	if err != nil {
 		return nil, err
 	}
-	conns.Addr = e.addr
+	conns.Addr = e.Addr
 	client, err := load.Dial(conns)
 	if err != nil {
-		e.stop()
+		e.Stop()
 		return nil, err
 	}
 	return &gateway{variant: v, envoy: e, client: client}, nil
 }
 
+// startEnvoy starts one on the gateways' CPU. The calling goroutine must be locked
+// to its thread.
+func (b *bench) startEnvoy(ctx context.Context, dir string, config []byte) (*proxy.Envoy, error) {
+	if b.pinning.on {
+		if err := setAffinity(b.pinning.gateway); err != nil {
+			return nil, err
+		}
+	}
+	e, err := proxy.Start(b.envoy, dir, config)
+	if b.pinning.on {
+		err = errors.Join(err, setAffinity(b.pinning.rest))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e, e.Ready(ctx)
+}
+
 func (g *gateway) stop() {
 	g.client.Close()
-	g.envoy.stop()
+	g.envoy.Stop()
 }
 
 // newReceiver listens for copies; nil for nothing.
@@ -187,8 +207,8 @@ func (b *bench) watch(gateways []*gateway) func() {
 		var sum time.Duration
 		for _, g := range gateways {
 			// One that cannot be read counts nothing.
-			if d, err := g.envoy.cpu(); err == nil {
-				sum += d.run
+			if d, err := g.envoy.CPU(); err == nil {
+				sum += d.Run
 			}
 		}
 		return sum
@@ -242,10 +262,10 @@ func (b *bench) rounds(ctx context.Context, title string, gateways []*gateway, m
 
 // look reads what is to be read of a gateway at its end.
 func (g *gateway) look(ctx context.Context, f *figures) (err error) {
-	if f.peakRSS, _, err = g.envoy.rss(); err != nil {
+	if f.peakRSS, _, err = g.envoy.RSS(); err != nil {
 		return err
 	}
-	faults, err := g.envoy.faults(ctx, g.fault == "")
+	faults, err := faults(ctx, g.envoy, g.fault == "")
 	if err != nil {
 		return err
 	}
@@ -256,17 +276,34 @@ func (g *gateway) look(ctx context.Context, f *figures) (err error) {
 	return nil
 }
 
+// faults gives the counters, not zero, that say that the plugin failed, and
+// with a node that doesn't, that mirroring did.
+func faults(ctx context.Context, e *proxy.Envoy, mirror bool) ([]string, error) {
+	filter := `lua.*errors`
+	if mirror {
+		filter += `|` + xdsgateway.MirrorCluster + `.*(overflow|_timeout|connect_fail|rq_5xx)$`
+	}
+	counters, err := e.Stats(ctx, filter)
+	var out []string
+	for _, c := range counters {
+		if c.Value != 0 {
+			out = append(out, fmt.Sprintf("%s %d", c.Name, c.Value))
+		}
+	}
+	return out, err
+}
+
 // saturate measures g with all the load that it can take.
 func (g *gateway) saturate(ctx context.Context, r load.Request, burst time.Duration) (figures, error) {
 	var f figures
 	before := g.copied()
 	runtime.GC() // not during the burst: see main
-	cpu0, err := g.envoy.cpu()
+	cpu0, err := g.envoy.CPU()
 	if err != nil {
 		return f, err
 	}
 	res := g.client.Saturate(ctx, r, burst)
-	cpu1, err := g.envoy.cpu()
+	cpu1, err := g.envoy.CPU()
 	if err != nil {
 		return f, err
 	}
@@ -274,15 +311,15 @@ func (g *gateway) saturate(ctx context.Context, r load.Request, burst time.Durat
 		return f, err
 	}
 	// What the gateway does after the last answer is part of the requests' price.
-	cpu2, err := g.envoy.cpu()
+	cpu2, err := g.envoy.CPU()
 	if err != nil {
 		return f, err
 	}
 	f.count(g, before, res)
 	f.throughput = []float64{float64(res.Requests) / res.Elapsed.Seconds()}
-	f.cpu = []float64{cpu2.sub(cpu0).run.Seconds() * 1e6 / float64(res.Requests)}
-	had := cpu1.sub(cpu0)
-	f.busy = []float64{(had.run + had.wait).Seconds() / res.Elapsed.Seconds()}
+	f.cpu = []float64{cpu2.Sub(cpu0).Run.Seconds() * 1e6 / float64(res.Requests)}
+	had := cpu1.Sub(cpu0)
+	f.busy = []float64{(had.Run + had.Wait).Seconds() / res.Elapsed.Seconds()}
 	return f, nil
 }
 

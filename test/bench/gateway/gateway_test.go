@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"flag"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"github.com/periscope-mesh/periscope/test/bench/proxy"
 	"github.com/periscope-mesh/periscope/test/bench/result"
 	"github.com/periscope-mesh/periscope/test/bench/sink"
 	"github.com/periscope-mesh/periscope/xds"
@@ -33,7 +33,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // realEnvoy skips without an Envoy, unless REQUIRE_REAL=1.
 func realEnvoy(t *testing.T) string {
 	t.Helper()
-	bin, err := findEnvoy("")
+	bin, err := proxy.Find("")
 	if err != nil && os.Getenv("REQUIRE_REAL") == "1" {
 		t.Fatal(err)
 	}
@@ -182,49 +182,6 @@ func TestSoak(t *testing.T) {
 		if len(s.rss[i]) != len(s.at) || len(s.at) < 3 || s.rss[i][0] < 10 || f.requests == 0 {
 			t.Errorf("%s: %+v, %v MB", s.variants[i].name, f, s.rss[i])
 		}
-	}
-}
-
-func TestEnvoyThatDoesNotStart(t *testing.T) {
-	bin := realEnvoy(t)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	_, err := startEnvoy(ctx, bin, t.TempDir(), []byte(`{"no_such_field": 1}`), pinning{})
-	if err == nil || !strings.Contains(err.Error(), "no_such_field") {
-		t.Errorf("got %v, want the reason from Envoy's log", err)
-	}
-}
-
-func TestFindEnvoy(t *testing.T) {
-	t.Chdir(t.TempDir())
-	t.Setenv("PERISCOPE_ENVOY", "")
-	t.Setenv("PATH", t.TempDir())
-	if _, err := findEnvoy(""); err == nil || !strings.Contains(err.Error(), "make tools") {
-		t.Errorf("got %v, want a remedy", err)
-	}
-	if _, err := findEnvoy("./nothing"); err == nil {
-		t.Error("a flag that names nothing is accepted")
-	}
-	for _, p := range []string{"x/envoy", pinnedEnvoy} {
-		if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(p, nil, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile("go.mod", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Chdir("x") // below the repository's root
-	if got, err := findEnvoy(""); err != nil || !strings.HasSuffix(got, pinnedEnvoy) {
-		t.Errorf("got %q, %v; want the repository's own", got, err)
-	}
-	t.Setenv("PERISCOPE_ENVOY", "./envoy")
-	if got, err := findEnvoy(""); err != nil || got != "./envoy" {
-		t.Errorf("got %q, %v; want the environment's", got, err)
 	}
 }
 
@@ -394,18 +351,6 @@ func TestQuantile(t *testing.T) {
 	}
 	if !math.IsNaN(quantile(nil, 0.5)) {
 		t.Error("nothing has a quantile")
-	}
-}
-
-func TestParseSchedstat(t *testing.T) {
-	got, err := parseSchedstat("123 45 6\n")
-	if want := (cpuTime{123, 45}); err != nil || got != want {
-		t.Errorf("got %v, %v", got, err)
-	}
-	for _, s := range []string{"", "1 2", "1 x 3"} {
-		if _, err := parseSchedstat(s); err == nil {
-			t.Errorf("%q is accepted", s)
-		}
 	}
 }
 

@@ -22,11 +22,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/periscope-mesh/periscope/test/bench/proxy"
 	"github.com/periscope-mesh/periscope/test/bench/result"
 )
 
 func main() {
-	// Children get this thread's CPU and die with it, see startEnvoy.
+	// Children get this thread's CPU and die with it, see bench.startEnvoy.
 	runtime.LockOSThread()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -53,7 +54,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("bench-gateway", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.StringVar(&o.envoy, "envoy", "", "Envoy `binary`; default $PERISCOPE_ENVOY, then "+pinnedEnvoy+", then the one on PATH")
+	fs.StringVar(&o.envoy, "envoy", "", "Envoy `binary`; default $PERISCOPE_ENVOY, then "+proxy.Pinned+", then the one on PATH")
 	fs.IntVar(&o.rounds, "rounds", 9, "rounds; each measures every variant once")
 	fs.DurationVar(&o.burst, "burst", time.Second, "length of a burst")
 	fs.Float64Var(&o.rate, "rate", 1000, "requests a second where latency is measured, and memory over time")
@@ -126,7 +127,7 @@ func benchmark(ctx context.Context, o options, stdout, stderr io.Writer) error {
 			}
 		}
 	}
-	if o.envoy, err = findEnvoy(o.envoy); err != nil {
+	if o.envoy, err = proxy.Find(o.envoy); err != nil {
 		return err
 	}
 	if o.pinning, err = pin(); err != nil {
@@ -138,7 +139,7 @@ func benchmark(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(1 << 30)
 
-	if b.version, err = envoyVersion(ctx, o.envoy); err != nil {
+	if b.version, err = proxy.Version(ctx, o.envoy); err != nil {
 		return err
 	}
 	if b.dir, err = os.MkdirTemp("", "bench-gateway-"); err != nil {

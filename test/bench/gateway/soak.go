@@ -53,7 +53,7 @@ func (b *bench) soak(ctx context.Context) (section, error) {
 			}
 			s.at = append(s.at, time.Since(begin).Seconds())
 			for i, g := range gateways {
-				_, now, err := g.envoy.rss()
+				_, now, err := g.envoy.RSS()
 				if err != nil {
 					return err
 				}

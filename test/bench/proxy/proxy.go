@@ -1,4 +1,7 @@
-package main
+// Package proxy runs real Envoys, child processes, as gateways under test.
+//
+// Benchmarks under test/bench may import it; it imports nothing of ours.
+package proxy
 
 import (
 	"context"
@@ -15,16 +18,14 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	xdsgateway "github.com/periscope-mesh/periscope/xds/gateway"
 )
 
-// pinnedEnvoy is where `make tools` puts the Envoy of this repository.
-const pinnedEnvoy = ".tools/envoy-1.40.0/envoy"
+// Pinned is where `make tools` puts the Envoy of this repository.
+const Pinned = ".tools/envoy-1.40.0/envoy"
 
-// findEnvoy gives the binary to measure: the flag, the environment, the
+// Find gives the binary to measure: the flag, the environment, the
 // repository's own, or the one on PATH, in this order.
-func findEnvoy(flag string) (string, error) {
+func Find(flag string) (string, error) {
 	for _, p := range []string{flag, os.Getenv("PERISCOPE_ENVOY")} {
 		if p == "" {
 			continue
@@ -39,7 +40,7 @@ func findEnvoy(flag string) (string, error) {
 		return "", fmt.Errorf("find envoy: %w", err)
 	}
 	for ; ; dir = filepath.Dir(dir) {
-		p := filepath.Join(dir, pinnedEnvoy)
+		p := filepath.Join(dir, Pinned)
 		if _, err := exec.LookPath(p); err == nil {
 			return p, nil
 		}
@@ -54,8 +55,8 @@ func findEnvoy(flag string) (string, error) {
 	return p, nil
 }
 
-// envoyVersion asks the binary: "…  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
-func envoyVersion(ctx context.Context, bin string) (string, error) {
+// Version asks the binary: "…  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
+func Version(ctx context.Context, bin string) (string, error) {
 	out, err := exec.CommandContext(ctx, bin, "--version").Output()
 	if err != nil {
 		return "", fmt.Errorf("%s --version: %w", bin, err)
@@ -67,60 +68,58 @@ func envoyVersion(ctx context.Context, bin string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// envoy is a gateway under test, a child process.
-type envoy struct {
-	cmd  *exec.Cmd
-	log  string // file of its output
-	addr string // of its listener
-	http *http.Client
-	base string // of its admin interface
+// Envoy is a gateway under test, a child process.
+type Envoy struct {
+	Addr string // of its listener, once it is ready
+
+	cmd   *exec.Cmd
+	log   string // file of its output
+	admin string // file with the address of its admin interface
+	http  *http.Client
+	base  string // of its admin interface
 }
 
-// startEnvoy starts one with the configuration given, in a folder of its own,
-// and waits until it serves. The calling goroutine must be locked to its
-// thread: the child inherits that thread's CPU, and dies with that thread.
-func startEnvoy(ctx context.Context, bin, dir string, config []byte, p pinning) (*envoy, error) {
-	file, admin := filepath.Join(dir, "envoy.json"), filepath.Join(dir, "admin")
+// Start starts one with the configuration given, in a folder of its own. The
+// calling goroutine must be locked to its thread: the child inherits that
+// thread's CPUs, and dies with that thread.
+func Start(bin, dir string, config []byte) (*Envoy, error) {
+	file := filepath.Join(dir, "envoy.json")
 	if err := os.WriteFile(file, config, 0o600); err != nil {
 		return nil, fmt.Errorf("write envoy configuration: %w", err)
 	}
-	e := &envoy{log: filepath.Join(dir, "envoy.log"), http: &http.Client{Timeout: 2 * time.Second}}
+	e := &Envoy{log: filepath.Join(dir, "envoy.log"), admin: filepath.Join(dir, "admin"), http: &http.Client{Timeout: 2 * time.Second}}
 	out, err := os.Create(e.log)
 	if err != nil {
 		return nil, fmt.Errorf("create envoy log: %w", err)
 	}
 	defer out.Close()
-	e.cmd = exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "-l", "error", "--admin-address-path", admin)
+	e.cmd = exec.Command(bin, "-c", file, "--concurrency", "1", "--disable-hot-restart", "-l", "error", "--admin-address-path", e.admin)
 	e.cmd.Stdout, e.cmd.Stderr = out, out
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if p.on {
-		if err := setAffinity(p.gateway); err != nil {
-			return nil, err
-		}
-	}
-	err = e.cmd.Start()
-	if p.on {
-		err = errors.Join(err, setAffinity(p.rest))
-	}
-	if err != nil {
+	if err := e.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start envoy: %w", err)
-	}
-	if err := e.wait(ctx, admin); err != nil {
-		tail := e.tail()
-		e.stop()
-		return nil, fmt.Errorf("%w\n%s", err, tail)
 	}
 	return e, nil
 }
 
+// Ready waits until it serves its only listener; if it doesn't, it is stopped.
+func (e *Envoy) Ready(ctx context.Context) error {
+	err := e.wait(ctx)
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, e.tail())
+		e.Stop()
+	}
+	return err
+}
+
 // wait polls until the worker serves the listener.
-func (e *envoy) wait(ctx context.Context, adminFile string) error {
+func (e *Envoy) wait(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if b, err := os.ReadFile(adminFile); err == nil && len(b) > 0 {
+		if b, err := os.ReadFile(e.admin); err == nil && len(b) > 0 {
 			e.base = "http://" + strings.TrimSpace(string(b))
 			if body, err := e.get(ctx, "/ready"); err == nil && strings.TrimSpace(string(body)) == "LIVE" {
 				return e.findListener(ctx)
@@ -134,7 +133,7 @@ func (e *envoy) wait(ctx context.Context, adminFile string) error {
 	}
 }
 
-func (e *envoy) findListener(ctx context.Context) error {
+func (e *Envoy) findListener(ctx context.Context) error {
 	body, err := e.get(ctx, "/listeners?format=json")
 	if err != nil {
 		return err
@@ -153,11 +152,11 @@ func (e *envoy) findListener(ctx context.Context) error {
 		return fmt.Errorf("envoy's list of listeners is not understood: %q (%v)", body, err)
 	}
 	a := reply.Statuses[0].Address.Socket
-	e.addr = a.Address + ":" + strconv.Itoa(a.Port)
+	e.Addr = a.Address + ":" + strconv.Itoa(a.Port)
 	return nil
 }
 
-func (e *envoy) get(ctx context.Context, path string) ([]byte, error) {
+func (e *Envoy) get(ctx context.Context, path string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.base+path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask envoy: %w", err)
@@ -174,56 +173,40 @@ func (e *envoy) get(ctx context.Context, path string) ([]byte, error) {
 	return b, nil
 }
 
-// faults gives the counters, not zero, that say that the plugin failed, and
-// with a node that doesn't, that mirroring did.
-func (e *envoy) faults(ctx context.Context, mirror bool) ([]string, error) {
-	filter := `lua.*errors`
-	if mirror {
-		filter += `|` + xdsgateway.MirrorCluster + `.*(overflow|_timeout|connect_fail|rq_5xx)$`
-	}
-	counters, err := e.stats(ctx, filter)
-	var out []string
-	for _, c := range counters {
-		if c.value != 0 {
-			out = append(out, fmt.Sprintf("%s %d", c.name, c.value))
-		}
-	}
-	return out, err
+// Counter is one of Envoy's.
+type Counter struct {
+	Name  string
+	Value int64
 }
 
-type counter struct {
-	name  string
-	value int64
-}
-
-// stats gives the counters that were ever used and whose names match.
-func (e *envoy) stats(ctx context.Context, filter string) ([]counter, error) {
+// Stats gives the counters that were ever used and whose names match.
+func (e *Envoy) Stats(ctx context.Context, filter string) ([]Counter, error) {
 	b, err := e.get(ctx, "/stats?usedonly&filter="+url.QueryEscape(filter))
 	if err != nil {
 		return nil, err
 	}
-	var out []counter
+	var out []Counter
 	for line := range strings.Lines(string(b)) {
 		name, v, _ := strings.Cut(strings.TrimSpace(line), ": ")
 		if n, err := strconv.ParseInt(v, 10, 64); err == nil {
-			out = append(out, counter{name, n})
+			out = append(out, Counter{name, n})
 		}
 	}
 	return out, nil
 }
 
-// sum adds up the counters whose names match.
-func (e *envoy) sum(ctx context.Context, filter string) (int64, error) {
-	counters, err := e.stats(ctx, filter)
+// Sum adds up the counters whose names match.
+func (e *Envoy) Sum(ctx context.Context, filter string) (int64, error) {
+	counters, err := e.Stats(ctx, filter)
 	var sum int64
 	for _, c := range counters {
-		sum += c.value
+		sum += c.Value
 	}
 	return sum, err
 }
 
-// stop ends the process and reaps it.
-func (e *envoy) stop() {
+// Stop ends the process and reaps it.
+func (e *Envoy) Stop() {
 	// Both signals may find it gone already, and its exit code means nothing here.
 	_ = e.cmd.Process.Signal(syscall.SIGTERM)
 	kill := time.AfterFunc(3*time.Second, func() { _ = e.cmd.Process.Kill() })
@@ -233,7 +216,7 @@ func (e *envoy) stop() {
 }
 
 // tail is the end of its log.
-func (e *envoy) tail() string {
+func (e *Envoy) tail() string {
 	b, err := os.ReadFile(e.log)
 	if err != nil {
 		return ""
@@ -241,55 +224,56 @@ func (e *envoy) tail() string {
 	return string(b[max(0, len(b)-2000):])
 }
 
-// cpuTime is what all threads of a process have had, and wanted, so far.
-type cpuTime struct {
-	run  time.Duration
-	wait time.Duration // ready to run, while others had the CPU
+// CPUTime is what all threads of a process have had, and wanted, so far.
+type CPUTime struct {
+	Run  time.Duration
+	Wait time.Duration // ready to run, while others had the CPU
 }
 
-func (t cpuTime) sub(u cpuTime) cpuTime { return cpuTime{t.run - u.run, t.wait - u.wait} }
+// Sub is what was added since u.
+func (t CPUTime) Sub(u CPUTime) CPUTime { return CPUTime{t.Run - u.Run, t.Wait - u.Wait} }
 
-// cpu reads its times from the scheduler's statistics.
-func (e *envoy) cpu() (cpuTime, error) {
+// CPU reads its times from the scheduler's statistics.
+func (e *Envoy) CPU() (CPUTime, error) {
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", e.cmd.Process.Pid))
 	if err != nil || len(files) == 0 {
-		return cpuTime{}, fmt.Errorf("read envoy's CPU time: no threads (%v)", err)
+		return CPUTime{}, fmt.Errorf("read envoy's CPU time: no threads (%v)", err)
 	}
-	var sum cpuTime
+	var sum CPUTime
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // a thread that has just ended
 		}
 		if err != nil {
-			return cpuTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
+			return CPUTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
 		}
 		t, err := parseSchedstat(string(b))
 		if err != nil {
-			return cpuTime{}, err
+			return CPUTime{}, err
 		}
-		sum.run += t.run
-		sum.wait += t.wait
+		sum.Run += t.Run
+		sum.Wait += t.Wait
 	}
 	return sum, nil
 }
 
 // parseSchedstat reads "RUN WAIT SLICES", the first two in nanoseconds.
-func parseSchedstat(s string) (cpuTime, error) {
+func parseSchedstat(s string) (CPUTime, error) {
 	f := strings.Fields(s)
 	if len(f) != 3 {
-		return cpuTime{}, fmt.Errorf("read envoy's CPU time: %q is not a schedstat", s)
+		return CPUTime{}, fmt.Errorf("read envoy's CPU time: %q is not a schedstat", s)
 	}
 	run, err1 := strconv.ParseInt(f[0], 10, 64)
 	wait, err2 := strconv.ParseInt(f[1], 10, 64)
 	if err := errors.Join(err1, err2); err != nil {
-		return cpuTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
+		return CPUTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
 	}
-	return cpuTime{time.Duration(run), time.Duration(wait)}, nil
+	return CPUTime{time.Duration(run), time.Duration(wait)}, nil
 }
 
-// rss is the resident set, in bytes: the largest so far, and now.
-func (e *envoy) rss() (peak, now int64, err error) {
+// RSS is the resident set, in bytes: the largest so far, and now.
+func (e *Envoy) RSS() (peak, now int64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.cmd.Process.Pid))
 	if err != nil {
 		return 0, 0, fmt.Errorf("read envoy's memory: %w", err)
