@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/periscope-mesh/periscope/test/bench/overload"
 )
 
 // short is a scenario that takes less time than those of the tables.
@@ -42,7 +44,7 @@ func TestBudget(t *testing.T) {
 }
 
 func testBudget(t *testing.T, s scenario) {
-	o := play(s, newControl(controlBudget, s))
+	o := play(s, newControl(overload.Budget, s))
 	t.Logf("goodput %.2f, priority %.2f, waste %.2f, p99 %.0f ms, longest %.0f ms, settled %.2f s, unsteady %.2f, recovery %.2f s, %.1f changes/s",
 		o.goodput, o.priority, o.waste, o.p99, o.longest, o.settled, o.unsteady, o.recovery, o.pushes)
 	// What lands before a decision has an effect, in seconds of capacity, and what it
@@ -82,7 +84,7 @@ func testBudget(t *testing.T, s scenario) {
 func TestCapacityDrop(t *testing.T) {
 	s := capacityDrop(true)
 	s.from, s.to, s.end, s.seed = 2*time.Second, 7*time.Second, 10*time.Second, 1
-	o := play(s, newControl(controlBudget, s))
+	o := play(s, newControl(overload.Budget, s))
 	if o.goodput < 0.8 || o.p99 > 200 || o.priority < 0.95 || !(o.recovery < 2) {
 		t.Errorf("%+v", o)
 	}
@@ -92,11 +94,11 @@ func TestCapacityDrop(t *testing.T) {
 func TestQuiet(t *testing.T) {
 	s := hot()
 	s.from, s.to, s.end, s.seed = 2*time.Second, 7*time.Second, 10*time.Second, 1
-	ours := play(s, newControl(controlBudget, s))
+	ours := play(s, newControl(overload.Budget, s))
 	if ours.quiet < 0.97 {
 		t.Errorf("the quiet gateways have %.2f", ours.quiet)
 	}
-	if o := play(s, newControl(controlAIMD, s)); o.quiet > 0.5 {
+	if o := play(s, newControl(overload.AIMD, s)); o.quiet > 0.5 {
 		t.Errorf("with AIMD, the quiet gateways have %.2f: the scenario shows nothing", o.quiet)
 	}
 }
@@ -105,7 +107,7 @@ func TestMisread(t *testing.T) {
 	for by, least := range map[float64]float64{0.7: 0.85, 1.4: 0.65} {
 		s := misread(by)
 		s.from, s.to, s.end, s.seed = 2*time.Second, 7*time.Second, 10*time.Second, 1
-		if o := play(s, newControl(controlBudget, s)); o.goodput < least || o.p99 > 100 {
+		if o := play(s, newControl(overload.Budget, s)); o.goodput < least || o.p99 > 100 {
 			t.Errorf("read %g-fold: %+v", by, o)
 		}
 	}
@@ -115,8 +117,8 @@ func TestMisread(t *testing.T) {
 func TestOthers(t *testing.T) {
 	s := short(100, 100*time.Millisecond, 10)
 	s.end = s.to
-	ours := play(s, newControl(controlBudget, s))
-	for _, c := range []string{controlNone, controlBreaker, controlSmall, controlAIMD} {
+	ours := play(s, newControl(overload.Budget, s))
+	for _, c := range []string{overload.None, overload.Breaker, overload.Small, overload.AIMD} {
 		if o := play(s, newControl(c, s)); o.goodput > ours.goodput-0.02 {
 			t.Errorf("%s: goodput %.2f, ours %.2f", c, o.goodput, ours.goodput)
 		}
@@ -126,10 +128,10 @@ func TestOthers(t *testing.T) {
 func TestSame(t *testing.T) {
 	s := short(10, 100*time.Millisecond, 10)
 	s.trace = true
-	a, b := play(s, newControl(controlBudget, s)), play(s, newControl(controlBudget, s))
+	a, b := play(s, newControl(overload.Budget, s)), play(s, newControl(overload.Budget, s))
 	for i := range a.points {
 		if a.points[i] != b.points[i] {
-			t.Fatalf("two runs of one seed differ at %g s: %+v, %+v", a.points[i].t, a.points[i], b.points[i])
+			t.Fatalf("two runs of one seed differ at %g s: %+v, %+v", a.points[i].T, a.points[i], b.points[i])
 		}
 	}
 }
@@ -137,7 +139,7 @@ func TestSame(t *testing.T) {
 func TestReport(t *testing.T) {
 	r := &report{seeds: 1, gateways: []int{10}, cells: map[cell]outcome{}}
 	for _, c := range (options{gateways: r.gateways}).cells() {
-		r.cells[c] = outcome{goodput: 0.5, settled: math.NaN(), points: []point{{t: 1}, {t: 2, share: 1, delay: 9}}}
+		r.cells[c] = outcome{goodput: 0.5, settled: math.NaN(), points: []overload.Point{{T: 1}, {T: 2, Share: 1, Delay: 9}}}
 	}
 	out := r.markdown()
 	for _, want := range []string{"| demand ×10 | yes | **budget** | 0.50 |", "| 10 | 500 | ×10 | 0.50 |", "never"} {

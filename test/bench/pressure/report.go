@@ -4,11 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"runtime"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/periscope-mesh/periscope/test/bench/overload"
 )
 
 // section is the name of the marked section that the report goes to.
@@ -25,10 +26,6 @@ type report struct {
 	seeds    int
 	gateways []int
 	cells    map[cell]outcome
-}
-
-func controls() []string {
-	return []string{controlNone, controlBreaker, controlSmall, controlAIMD, controlBudget}
 }
 
 func delays() []time.Duration {
@@ -82,19 +79,19 @@ func traced() scenario {
 
 func (o options) cells() []cell {
 	var out []cell
-	for _, c := range controls() {
+	for _, c := range overload.Controls() {
 		for _, guard := range []bool{false, true} {
 			out = append(out, cell{base(2, guard), c}, cell{base(10, guard), c}, cell{many(10, guard), c}, cell{capacityDrop(guard), c})
 		}
 		out = append(out, cell{hot(), c}, cell{traced(), c})
 	}
 	for _, by := range []float64{0.7, 1.4} {
-		out = append(out, cell{misread(by), controlBudget})
+		out = append(out, cell{misread(by), overload.Budget})
 	}
 	for _, n := range o.gateways {
 		for _, tau := range delays() {
 			for _, m := range []float64{2, 10} {
-				out = append(out, cell{scaled(n, tau, m), controlBudget})
+				out = append(out, cell{scaled(n, tau, m), overload.Budget})
 			}
 		}
 	}
@@ -166,6 +163,15 @@ func (r *report) markdown() string {
 	return b.String()
 }
 
+// plots are SVG files, by name.
+func (r *report) plots() map[string]string {
+	var columns []overload.Column
+	for _, c := range []string{overload.None, overload.AIMD, overload.Budget} {
+		columns = append(columns, overload.Column{Title: c, Points: r.cells[cell{traced(), c}].points})
+	}
+	return map[string]string{"pressure-step.svg": overload.Draw(columns)}
+}
+
 func (r *report) compare(b *strings.Builder) {
 	b.WriteString("\n**Steps at ten gateways (and a hundred), decisions take 100 ms to have an effect**\n\n" +
 		"| step | guard | control | goodput | priority classes | waste | delay p99 ms | longest | below 20 ms after s | recovery s | variation | changes/s |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
@@ -179,14 +185,14 @@ func (r *report) compare(b *strings.Builder) {
 		{"capacity to 20 %", capacityDrop},
 	} {
 		for _, guard := range []bool{false, true} {
-			for _, c := range controls() {
+			for _, c := range overload.Controls() {
 				o := r.cells[cell{step.of(guard), c}]
-				recovery, variation, changes := seconds(o.recovery), fmt.Sprintf("%.2f", o.unsteady), fmt.Sprintf("%.1f", o.pushes)
-				if c != controlBudget && c != controlAIMD {
+				recovery, variation, changes := overload.Seconds(o.recovery), fmt.Sprintf("%.2f", o.unsteady), fmt.Sprintf("%.1f", o.pushes)
+				if c != overload.Budget && c != overload.AIMD {
 					recovery, variation, changes = "–", "–", "–"
 				}
-				fmt.Fprintf(b, "| %s | %s | %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %s | %s | %s |\n", step.name, yes(guard), c,
-					o.goodput, o.priority, percent(o.waste), o.p99, o.longest, seconds(o.settled), recovery, variation, changes)
+				fmt.Fprintf(b, "| %s | %s | %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %s | %s | %s |\n", step.name, overload.Yes(guard), c,
+					o.goodput, o.priority, overload.Percent(o.waste), o.p99, o.longest, overload.Seconds(o.settled), recovery, variation, changes)
 			}
 		}
 	}
@@ -195,9 +201,9 @@ func (r *report) compare(b *strings.Builder) {
 func (r *report) fair(b *strings.Builder) {
 	b.WriteString("\n**One gateway goes from 5 to 955 % of the capacity, nine stay at 5 % each**\n\n" +
 		"| control, with the guard | share that the quiet nine have | priority classes | goodput |\n|---|---|---|---|\n")
-	for _, c := range controls() {
+	for _, c := range overload.Controls() {
 		o := r.cells[cell{hot(), c}]
-		fmt.Fprintf(b, "| %s | %s | %.2f | %.2f |\n", c, percent(o.quiet), o.priority, o.goodput)
+		fmt.Fprintf(b, "| %s | %s | %.2f | %.2f |\n", c, overload.Percent(o.quiet), o.priority, o.goodput)
 	}
 }
 
@@ -207,9 +213,9 @@ func (r *report) scale(b *strings.Builder) {
 	for _, n := range r.gateways {
 		for _, m := range []float64{2, 10} {
 			for _, tau := range delays() {
-				o := r.cells[cell{scaled(n, tau, m), controlBudget}]
+				o := r.cells[cell{scaled(n, tau, m), overload.Budget}]
 				fmt.Fprintf(b, "| %d | %d | ×%g | %.2f | %.2f | %s | %.0f | %.0f | %s | %s | %.2f | %.1f |\n", n, tau.Milliseconds(), m,
-					o.goodput, o.priority, percent(o.waste), o.p99, o.longest, seconds(o.settled), seconds(o.recovery), o.unsteady, o.pushes)
+					o.goodput, o.priority, overload.Percent(o.waste), o.p99, o.longest, overload.Seconds(o.settled), overload.Seconds(o.recovery), o.unsteady, o.pushes)
 			}
 		}
 	}
@@ -221,7 +227,7 @@ func (r *report) wrong(b *strings.Builder) {
 		name string
 		s    scenario
 	}{{"rightly", base(2, true)}, {"30 % low", misread(0.7)}, {"40 % high", misread(1.4)}} {
-		o := r.cells[cell{row.s, controlBudget}]
+		o := r.cells[cell{row.s, overload.Budget}]
 		fmt.Fprintf(b, "| %s | %.2f | %.0f |\n", row.name, o.goodput, o.p99)
 	}
 }
@@ -234,21 +240,4 @@ func (r *report) explain(b *strings.Builder) {
 		"Below 20 ms: when the delay has begun to stay so for half a second. Recovery: from the end of the step to a share of 95 %. Variation: of the share, beyond that of demand. " +
 		"What breakers drop is dropped at the gateway, at no cost, whatever its class; a priority class counts as analysed if it was so in time. " +
 		"AIMD: +0.2 a second, −30 % at each tick of 50 ms with more than 5 ms of delay. All but the budget have priority classes capped at 30 % of the capacity beforehand.\n")
-}
-
-func yes(v bool) string {
-	if v {
-		return "yes"
-	}
-	return "no"
-}
-
-func percent(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
-
-// seconds of NaN is never.
-func seconds(v float64) string {
-	if math.IsNaN(v) {
-		return "never"
-	}
-	return fmt.Sprintf("%.2f", v)
 }

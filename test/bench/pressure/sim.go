@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/periscope-mesh/periscope/mirror/load"
+	"github.com/periscope-mesh/periscope/mirror/share"
 	"github.com/periscope-mesh/periscope/node/pressure"
+	"github.com/periscope-mesh/periscope/test/bench/overload"
 )
 
 const (
@@ -56,11 +58,8 @@ type outcome struct {
 	recovery float64 // s from the end of the step until the share is 0.95
 	pushes   float64 // changes a second and gateway
 	quiet    float64 // share that the quiet gateways had, in scenario hot
-	points   []point
+	points   []overload.Point
 }
-
-// point of a trace; rates by nominal capacity.
-type point struct{ t, share, demand, capacity, arrived, delay float64 }
 
 // gateway is one, with one worker and one policy.
 type gateway struct {
@@ -68,7 +67,7 @@ type gateway struct {
 	part       float64 // of demand
 	burst      float64
 	rate       float64 // exchanges a ms, in this block
-	share      shares
+	share      overload.Shares
 	lag        int // ms until a decision takes effect
 	next       []change
 	eligible   uint64
@@ -83,11 +82,8 @@ type gateway struct {
 
 type change struct {
 	at    int
-	share shares
+	share overload.Shares
 }
-
-// shares that a gateway mirrors.
-type shares struct{ routine, priority float64 }
 
 // batch is on its way to being read.
 type batch struct {
@@ -213,9 +209,9 @@ func newPlant(s scenario) *plant {
 	sum := 0.0
 	for i := range p.gateways {
 		g := &p.gateways[i]
-		g.name = fmt.Sprintf("ingress/gateway-%05d", i)
+		g.name = gatewayName(i)
 		g.part = 1 / math.Sqrt(float64(i+1))
-		g.share = shares{1, 1}
+		g.share = overload.Shares{Routine: 1, Priority: 1}
 		g.lag = max(1, int(float64(ms(s.tau))*(0.5+p.rng.Float64())))
 		sum += g.part
 	}
@@ -255,19 +251,22 @@ func (p *plant) want(i int) float64 {
 	return m * nominal * p.gateways[i].part
 }
 
-// control decides shares, seeing reports.
-type control interface {
-	// observe takes a report; urgent asks for a decision at once.
-	observe(now time.Duration, r load.Report) (urgent bool)
-	// decide gives the shares of gateways, or nil: as before; and when to be asked again.
-	decide(now time.Duration) (all []shares, next time.Duration)
-	effect(pushed, seen time.Duration)
-	// admit says how much may be under way to the node; 0: anything.
-	admit() float64
+// policyID is of the only policy.
+const policyID = "shop/api"
+
+// newControl makes the control of a name for a scenario.
+func newControl(name string, s scenario) overload.Control {
+	c := overload.Config{Policy: policyID, Priority: 0.3 / (priorityOf * s.multiple)}
+	for i := range s.gateways {
+		c.Gateways = append(c.Gateways, share.Gateway{Pod: gatewayName(i), Workload: "ingress/gateway"})
+	}
+	return overload.New(name, c)
 }
 
+func gatewayName(i int) string { return fmt.Sprintf("ingress/gateway-%05d", i) }
+
 // play runs a scenario.
-func play(s scenario, c control) outcome {
+func play(s scenario, c overload.Control) outcome {
 	p := newPlant(s)
 	next := 0
 	for ; p.now < ms(s.end); p.now++ {
@@ -278,11 +277,11 @@ func play(s scenario, c control) outcome {
 		}
 		urgent := false
 		for len(p.reports) > 0 && p.reports[0].at <= p.now {
-			urgent = c.observe(time.Duration(p.now)*time.Millisecond, p.reports[0].r) || urgent
+			urgent = c.Observe(time.Duration(p.now)*time.Millisecond, p.reports[0].r) || urgent
 			p.reports = p.reports[1:]
 		}
 		if urgent || p.now >= next {
-			all, at := c.decide(time.Duration(p.now) * time.Millisecond)
+			all, at := c.Decide(time.Duration(p.now) * time.Millisecond)
 			next = ms(at)
 			p.push(all, c)
 		}
@@ -292,7 +291,7 @@ func play(s scenario, c control) outcome {
 }
 
 // push sends shares on their way.
-func (p *plant) push(all []shares, c control) {
+func (p *plant) push(all []overload.Shares, c overload.Control) {
 	for i := range all {
 		g := &p.gateways[i]
 		last := g.share
@@ -308,13 +307,13 @@ func (p *plant) push(all []shares, c control) {
 		}
 		if i == p.now%len(p.gateways) || len(p.gateways) < 10 {
 			now := time.Duration(p.now) * time.Millisecond
-			c.effect(now, now+time.Duration(g.lag)*time.Millisecond+p.level.Kernel)
+			c.Effect(now, now+time.Duration(g.lag)*time.Millisecond+p.level.Kernel)
 		}
 	}
 }
 
 // arrive draws what gateways mirror in the next block.
-func (p *plant) arrive(c control) {
+func (p *plant) arrive(c overload.Control) {
 	if p.now%p.block != 0 {
 		return
 	}
@@ -334,8 +333,8 @@ func (p *plant) arrive(c control) {
 		rate := p.want(i) * g.rate * float64(p.block)
 		priority := poisson(p.rng, priorityOf*rate)
 		routine := poisson(p.rng, (1-priorityOf)*rate)
-		mirrored := thin(p.rng, routine, g.share.routine)
-		spared := thin(p.rng, priority, g.share.priority)
+		mirrored := thin(p.rng, routine, g.share.Routine)
+		spared := thin(p.rng, priority, g.share.Priority)
 		g.eligible += uint64(priority + routine)
 		g.priority += uint64(priority)
 		g.mirrored += uint64(spared + mirrored)
@@ -360,11 +359,11 @@ func (p *plant) arrive(c control) {
 
 // work lets the node read, discard and analyse for a ms. Reading goes first, as
 // analysis has the lower scheduling priority.
-func (p *plant) work(c control) {
+func (p *plant) work(c overload.Control) {
 	in := p.perMS
 	p.count(&p.allPriority, in.priority)
 	room := queueLength*nominal - p.unread.size
-	if most := c.admit(); most > 0 {
+	if most := float64(c.Limit() * p.scenario.gateways); most > 0 {
 		in.scale(room1(most-p.unread.size-p.analysis.size, in.all())) // what breakers drop is never mirrored
 	}
 	p.count(&p.came, in.all())
@@ -454,7 +453,7 @@ func (p *plant) measure() {
 		for i := range p.gateways {
 			g := &p.gateways[i]
 			w := p.want(i) * g.rate
-			mirrored += w * g.share.routine
+			mirrored += w * g.share.Routine
 			all += w
 		}
 		p.mirroredWin += mirrored
@@ -483,9 +482,9 @@ func (p *plant) measure() {
 			p.out.recovery = float64(p.now-ms(p.to)) / 1000
 		}
 		if p.trace {
-			p.out.points = append(p.out.points, point{
-				t: float64(p.now) / 1000, share: share, demand: p.eligibleWin * float64(p.block) / 50 * 1000 / nominal, capacity: p.nodeCapacity() / nominal,
-				arrived: (p.perMS.routine + p.perMS.priority) * 1000 / nominal, delay: delay,
+			p.out.points = append(p.out.points, overload.Point{
+				T: float64(p.now) / 1000, Share: share, Demand: p.eligibleWin * float64(p.block) / 50 * 1000 / nominal, Capacity: p.nodeCapacity() / nominal,
+				Arrived: (p.perMS.routine + p.perMS.priority) * 1000 / nominal, Delay: delay,
 			})
 		}
 		p.mirroredWin, p.eligibleWin = 0, 0
@@ -499,23 +498,11 @@ func (p *plant) result() outcome {
 	o.waste = p.spoilt / max(1, p.came)
 	slices.Sort(p.delays)
 	o.p99 = 1000 * p.delays[len(p.delays)*99/100]
-	s, d := variation(p.shares), variation(p.demands)
+	s, d := overload.Variation(p.shares), overload.Variation(p.demands)
 	o.unsteady = math.Sqrt(max(0, s*s-d*d))
 	o.pushes = float64(p.pushed) / (p.to - p.from).Seconds() / float64(len(p.gateways))
 	o.quiet = p.quietMirrored / max(1, p.quietEligible)
 	return o
-}
-
-// variation is standard deviation by mean.
-func variation(x []float64) float64 {
-	var sum, squares float64
-	for _, v := range x {
-		sum += v
-		squares += v * v
-	}
-	n := float64(len(x))
-	mean := sum / n
-	return math.Sqrt(max(0, squares/n-mean*mean)) / mean
 }
 
 func poisson(r *rand.Rand, mean float64) float64 {
