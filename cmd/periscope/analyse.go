@@ -40,6 +40,7 @@ type analysis struct {
 	policies *nodepolicy.Client
 	engine   *detect.Engine
 	writer   *store.Writer
+	trace    *trace // nil: none
 	logger   *slog.Logger
 	delay    prometheus.Histogram
 	analysed atomic.Uint64        // exchanges
@@ -125,7 +126,10 @@ func (a *analysis) lowerPriority() {
 
 func (a *analysis) inspect(x ingest.Exchange) {
 	defer x.Done()
-	defer a.analysed.Add(1)
+	defer func() {
+		a.analysed.Add(1)
+		a.trace.analysed(x)
+	}()
 	a.delay.Observe(time.Since(x.Received).Seconds())
 	p := nodepolicy.Policy{Paranoia: 1}
 	if x.Event.Flags&event.FlagLogOnly == 0 { // else it is of no policy

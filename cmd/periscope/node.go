@@ -44,6 +44,10 @@ type nodeFlags struct {
 	workers        int
 	pace           time.Duration // that a worker takes for an exchange at least; for periscope bench
 	retention      time.Duration
+
+	// For benchmarks.
+	unguarded bool
+	trace     string
 }
 
 // add declares the flags. sockets are the back ends that may count sockets, by
@@ -57,6 +61,11 @@ func (f *nodeFlags) add(flags *pflag.FlagSet, sockets []string) {
 	flags.StringVar(&f.orca, "node-orca", "127.0.0.1:9091", "address at which control planes take the node's load reports; loopback, unless periscope node is given certificates for it")
 	flags.IntVar(&f.workers, "workers", 0, "threads that analyse; 0: one per core")
 	flags.DurationVar(&f.retention, "retention", 30*24*time.Hour, "how long attacks are kept after their last hit")
+	flags.BoolVar(&f.unguarded, "node-unguarded", false, "discard nothing while the node is late, for comparison")
+	flags.StringVar(&f.trace, "node-trace", "", "file for a line about each exchange that is analysed or discarded")
+	for _, name := range []string{"node-unguarded", "node-trace"} {
+		flags.Lookup(name).Hidden = true
+	}
 }
 
 func newNode(o *options) *cobra.Command {
@@ -151,6 +160,7 @@ type node struct {
 	orca     *orcaServer
 	meter    *meter
 	sockets  *sockets
+	trace    *trace
 	admin    net.Listener
 	closers  []func() error
 }
@@ -184,7 +194,13 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 	n.meter = newMeter(ring, time.Now(), n.registry)
-	n.handler, err = ingest.New(ingest.Config{Ring: ring, Joiner: n.log, Guard: n.meter, Heard: n.meter.heard, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
+	if n.trace, err = openTrace(cfg.trace); err != nil {
+		return nil, err
+	}
+	if n.trace != nil {
+		n.closers = append(n.closers, n.trace.close)
+	}
+	n.handler, err = ingest.New(ingest.Config{Ring: ring, Joiner: n.log, Guard: n.guard(), Heard: n.meter.heard, Authenticator: n.auth, Logger: cfg.logger, Registerer: n.registry})
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +225,7 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err := n.openStreams(); err != nil {
 		return nil, err
 	}
-	n.analysis = newAnalysis(&analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, pace: cfg.pace, logger: cfg.logger.With("component", "analysis")}, n.registry)
+	n.analysis = newAnalysis(&analysis{ring: ring, policies: n.policies, engine: n.engine, writer: n.writer, pace: cfg.pace, trace: n.trace, logger: cfg.logger.With("component", "analysis")}, n.registry)
 	n.meter.counts = func() (analysed, discarded uint64) {
 		return n.analysis.analysed.Load(), n.handler.Discarded() + n.streams.Discarded()
 	}
@@ -245,6 +261,17 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 		cfg.logger.Warn("mirrored traffic is taken from anybody who can reach this address", "listen", n.listener.Addr().String())
 	}
 	return n, nil
+}
+
+// guard decides what is discarded; nil: nothing.
+func (n *node) guard() ingest.Guard {
+	switch {
+	case n.cfg.unguarded:
+		return nil
+	case n.trace != nil:
+		return tracedGuard{n.meter, n.trace}
+	}
+	return n.meter
 }
 
 // openStreams makes what takes exchanges that gateways stream by ext_proc.
