@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +17,8 @@ import (
 const (
 	// sampleEvery is the time between two samples of the node's load.
 	sampleEvery = 10 * time.Millisecond
+	// lookEvery is the time between two looks at how much CPU time there is.
+	lookEvery = time.Second
 	// tellingFor is how long after the node was late exchanges by CPU time tell of
 	// what it can do. With little to do, most of the time goes elsewhere.
 	tellingFor = 10 * time.Second
@@ -31,7 +32,6 @@ const (
 type meter struct {
 	ring    *ingest.Ring
 	started time.Time
-	cpus    float64
 	counts  func() (analysed, discarded uint64)
 	workers int
 	worked  func() time.Duration // what they did, summed up
@@ -51,7 +51,7 @@ type meter struct {
 }
 
 func newMeter(ring *ingest.Ring, started time.Time, reg prometheus.Registerer) *meter {
-	m := &meter{ring: ring, started: started, cpus: cpusOf(), // what a quota leaves of them
+	m := &meter{ring: ring, started: started,
 		part: prometheus.NewGauge(prometheus.GaugeOpts{Name: "periscope_pressure_guard_ratio",
 			Help: "Part of routine exchanges that the guard discards unread, 0 to 1."}),
 		utilization: prometheus.NewGauge(prometheus.GaugeOpts{Name: "periscope_pressure_utilization_ratio",
@@ -91,7 +91,8 @@ func (m *meter) heard(vm string, sentUS uint64, received time.Time) {
 // run samples until the context ends.
 func (m *meter) run(ctx context.Context) error {
 	var levels pressure.Meter
-	var lateAt time.Time
+	var lateAt, lookedAt time.Time
+	var cpus float64
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	for {
@@ -101,7 +102,10 @@ func (m *meter) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		now := time.Now()
-		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: m.cpus, Worked: m.worked(), Workers: m.workers}
+		if now.Sub(lookedAt) >= lookEvery {
+			cpus, lookedAt = cpusOf(), now
+		}
+		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: cpus, Worked: m.worked(), Workers: m.workers}
 		s.Analysed, s.Discarded = m.counts()
 		m.mu.Lock()
 		s.Lag = m.lags.Lag(s.At)
@@ -163,9 +167,6 @@ func (n *node) pressureState() nodePressureState {
 	out.Analysed, out.Discarded = n.meter.counts()
 	return out
 }
-
-// cpusOf is how many CPUs the process may use: Go counts a quota of its cgroup in.
-func cpusOf() float64 { return float64(runtime.GOMAXPROCS(0)) }
 
 // cpuTime is what the process has used.
 func cpuTime() time.Duration {
