@@ -284,7 +284,7 @@ func (n *node) openStreams() (err error) {
 		Queue: func(b *event.Batch, gateway string, received time.Time, size int) {
 			n.handler.Queue(b, gateway, received, size)
 		},
-		Authenticate: n.auth.Authenticate, Guard: n.meter,
+		Authenticate: n.auth.Authenticate, Guard: n.guard(),
 		Logger: n.cfg.logger, Registerer: n.registry,
 	})
 	return err
