@@ -41,7 +41,6 @@ type options struct {
 	rounds           int
 	others           int
 	quota            float64
-	period           time.Duration
 	step             time.Duration
 	only             *regexp.Regexp
 	log              string
@@ -57,7 +56,6 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&o.rounds, "rounds", 3, "rounds in which the budget, the node's capacity and a healthy node are measured; figures are medians")
 	fs.IntVar(&o.others, "others", 1, "rounds in which the other controls are measured too")
 	fs.Float64Var(&o.quota, "quota", 0.4, "`part` of a CPU that the node has")
-	fs.DurationVar(&o.period, "period", 5*time.Millisecond, "of the quota")
 	fs.DurationVar(&o.step, "step", 8*time.Second, "`length` of the step; before and after it there are 5 s at most")
 	only := fs.String("only", "", "`regexp` that the names of what is run match, \"×10, 4 gateways, **budget**, guard\"; default: all")
 	fs.StringVar(&o.log, "log", "", "`file` for what controls knew and decided, JSON lines")
@@ -76,10 +74,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("-rounds %d is not from 1 to 100", o.rounds)
 	case o.others < 0 || o.others > o.rounds:
 		return o, fmt.Errorf("-others %d is not from 0 to -rounds", o.others)
-	case !(o.quota >= 0.05 && o.quota <= 1):
-		return o, fmt.Errorf("-quota %g is not from 0.05 to 1", o.quota)
-	case o.period < time.Millisecond || o.period > 100*time.Millisecond:
-		return o, fmt.Errorf("-period %v is not from 1ms to 100ms", o.period)
+	case !(o.quota >= 0.1 && o.quota <= 1):
+		return o, fmt.Errorf("-quota %g is not from 0.1 to 1", o.quota)
 	case o.step < 2*time.Second || o.step > time.Minute:
 		return o, fmt.Errorf("-step %v is not from 2s to 1m", o.step)
 	}

@@ -41,11 +41,11 @@ func (w *world) startNode(ctx context.Context, guard bool) (*node, error) {
 		return nil, fmt.Errorf("create log of the node: %w", err)
 	}
 	defer out.Close()
-	n.cmd = exec.Command(w.periscope, "node", "--node-listen", w.node.listen, "--node-admin", w.node.admin, "--node-orca", w.node.orca,
+	n.cmd = w.group.Command(w.periscope, "node", "--node-listen", w.node.listen, "--node-admin", w.node.admin, "--node-orca", w.node.orca,
 		"--control", w.ln.Addr().String(), "--data", dir, "--name", "bench", "--node-trace", n.trace(), "--node-unguarded="+strconv.FormatBool(!guard))
 	n.cmd.Stdout, n.cmd.Stderr = out, out
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = w.group.hold(0, 0)
+	err = w.group.Quota(0)
 	if err == nil {
 		err = n.cmd.Start()
 	}
@@ -56,7 +56,7 @@ func (w *world) startNode(ctx context.Context, guard bool) (*node, error) {
 		_ = n.cmd.Wait()
 		close(n.ended)
 	}()
-	if err := errors.Join(w.group.take(n.cmd.Process.Pid), n.wait(ctx)); err != nil {
+	if err := n.wait(ctx); err != nil {
 		n.stop()
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/periscope-mesh/periscope/test/bench/overload"
 	"github.com/periscope-mesh/periscope/test/bench/result"
+	"github.com/periscope-mesh/periscope/test/cgrouptest"
 )
 
 // section is the name of the marked section that the report goes to.
@@ -61,7 +62,7 @@ func (r *results) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s; Envoy %s, `--concurrency 1`; %s; load average before the run: %s. `make bench-pressure` writes this section.\n",
 		r.machine, r.version, r.date.Format(time.DateOnly), orNone(r.machine.Load))
-	fmt.Fprintf(&b, "\nA node with %.0f %% of a CPU (in periods of %v). It analyses", 100*r.options.quota, r.options.period)
+	fmt.Fprintf(&b, "\nA node with %.0f %% of a CPU (in periods of %v). It analyses", 100*r.options.quota, cgrouptest.Period)
 	for i, s := range r.scenarios() {
 		if i > 0 {
 			b.WriteByte(',')

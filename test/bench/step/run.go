@@ -18,6 +18,9 @@ import (
 	"github.com/periscope-mesh/periscope/xds/orca"
 )
 
+// settling is left to a node that has got its quota.
+const settling = 1500 * time.Millisecond
+
 // record is what was seen of a run. Times are since its start, when the first
 // requests were due.
 type record struct {
@@ -72,7 +75,7 @@ func (w *world) play(ctx context.Context, s scenario, l lengths, capacity float6
 		return nil, err
 	}
 	defer func() {
-		err = errors.Join(err, w.group.hold(0, 0)) // what is queued would take long
+		err = errors.Join(err, w.group.Quota(0)) // what is queued would take long
 		n.stop()
 		if err == nil {
 			r.fates, err = fates(n.trace())
@@ -90,10 +93,10 @@ func (w *world) play(ctx context.Context, s scenario, l lengths, capacity float6
 		if err := loop.warmUp(ctx, w); err != nil {
 			return err
 		}
-		if err := w.group.hold(w.quota, w.period); err != nil {
+		if err := w.group.Quota(w.quota); err != nil {
 			return err
 		}
-		if err := pause(ctx, 500*time.Millisecond); err != nil {
+		if err := pause(ctx, settling); err != nil {
 			return err
 		}
 		r.start = time.Now()

@@ -17,6 +17,7 @@ import (
 	"github.com/periscope-mesh/periscope/test/bench/load"
 	"github.com/periscope-mesh/periscope/test/bench/overload"
 	"github.com/periscope-mesh/periscope/test/bench/proxy"
+	"github.com/periscope-mesh/periscope/test/cgrouptest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,9 +27,9 @@ func realParts(t *testing.T) (envoy string) {
 	t.Helper()
 	envoy, err := proxy.Find("")
 	if err == nil {
-		var g *cgroup
-		if g, err = makeCgroup(); err == nil {
-			err = g.remove()
+		var g *cgrouptest.Group
+		if g, err = cgrouptest.New(); err == nil {
+			err = g.Remove()
 		}
 	}
 	if err != nil && os.Getenv("REQUIRE_REAL") == "1" {
@@ -42,7 +43,7 @@ func realParts(t *testing.T) (envoy string) {
 
 // A short step for real: what is measured is there, and no user notices.
 func TestStep(t *testing.T) {
-	o := options{envoy: realParts(t), periscope: filepath.Join(t.TempDir(), "periscope"), quota: 0.3, period: 10 * time.Millisecond, log: filepath.Join(t.TempDir(), "log")}
+	o := options{envoy: realParts(t), periscope: filepath.Join(t.TempDir(), "periscope"), quota: 0.3, log: filepath.Join(t.TempDir(), "log")}
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", o.periscope, "../../../cmd/periscope").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
@@ -72,9 +73,6 @@ func TestStep(t *testing.T) {
 	}
 	if !(got.goodput > 0) || !(got.priority > 0) || !(got.users > 0) || len(r.reports) < 10 || r.counters[1].mirrored <= r.counters[0].mirrored {
 		t.Errorf("nothing was measured: %+v", got)
-	}
-	if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroupPrefix + "*"); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
 	}
 }
 
@@ -277,7 +275,7 @@ func TestReport(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	for _, args := range []string{"-rounds 0", "-others 4", "-quota 2", "-quota NaN", "-period 1s", "-step 1s", "-only [", "x"} {
+	for _, args := range []string{"-rounds 0", "-others 4", "-quota 2", "-quota NaN", "-step 1s", "-only [", "x"} {
 		if _, err := parse(strings.Fields(args), t.Output()); err == nil {
 			t.Errorf("%q is taken", args)
 		}

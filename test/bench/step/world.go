@@ -27,6 +27,7 @@ import (
 	"github.com/periscope-mesh/periscope/test/bench/overload"
 	"github.com/periscope-mesh/periscope/test/bench/proxy"
 	"github.com/periscope-mesh/periscope/test/bench/sink"
+	"github.com/periscope-mesh/periscope/test/cgrouptest"
 	"github.com/periscope-mesh/periscope/xds"
 	xdsgateway "github.com/periscope-mesh/periscope/xds/gateway"
 	xdsnode "github.com/periscope-mesh/periscope/xds/node"
@@ -47,7 +48,7 @@ const conns = 24
 type world struct {
 	options
 	dir    string // for temporary files
-	group  *cgroup
+	group  *cgrouptest.Group
 	ln     net.Listener // of the xDS server
 	server *xds.Server
 	maker  xdsgateway.Maker
@@ -86,10 +87,15 @@ func within(ctx context.Context, o options, gateways int, f func(context.Context
 		return fmt.Errorf("create temporary folder: %w", err)
 	}
 	defer os.RemoveAll(w.dir)
-	if w.group, err = makeCgroup(); err != nil {
+	if w.group, err = cgrouptest.New(); err != nil {
+		return fmt.Errorf("%w: run as root", err)
+	}
+	defer func() { err = errors.Join(err, w.group.Remove()) }()
+	// Within its quota the node goes first: what else the machine does is not to be
+	// taken for a lack of capacity.
+	if err := w.group.Weight(1000); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.group.remove()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	parts, ctx := errgroup.WithContext(ctx)
 	err = func() error {
