@@ -40,6 +40,7 @@ func Compile(policies []policy.MirrorPolicy, t Topology) Plan {
 	}
 	slices.SortFunc(plan.Nodes, func(a, b NodePolicy) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(plan.Attachments, func(a, b Attachment) int { return cmp.Compare(a.Policy, b.Policy) })
+	preferLocal(&plan)
 	plan.Revision = digest(plan)
 	return plan
 }

@@ -33,6 +33,10 @@ type Gateway struct {
 	// stands for itself.
 	Targets []Target
 	Pods    []string // names, sorted
+	// Machines are those that the pods run on, as far as is known, sorted, each
+	// once: Kubernetes' names of them. In a plan only those of them that nodes run
+	// on too are left: there the gateway prefers these nodes.
+	Machines []string `json:",omitempty"`
 	// StandIn gateways take part for every target: the gateway of periscope up
 	// stands in for whichever gateways a policy names.
 	StandIn bool
@@ -69,6 +73,9 @@ type NodeService struct {
 type Endpoint struct {
 	Host string // IP address; for gateways that Istio serves also a DNS name
 	Port int
+	// Machine is the one that the node runs on, by the name that Gateway.Machines
+	// has for it. Empty: not known, or in a plan, not one of the gateway's.
+	Machine string `json:",omitempty"`
 }
 
 // Plan is everything that follows from the policies. A pure value: never

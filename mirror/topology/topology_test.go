@@ -202,7 +202,15 @@ func summary(r Result) []string {
 		out = append(out, fmt.Sprint(g.ID(), g.Pods))
 	}
 	for _, n := range r.Topology.Nodes {
-		out = append(out, fmt.Sprintf("%s/%s:%d %v", n.Namespace, n.Name, n.Port, n.Endpoints))
+		var endpoints []string
+		for _, e := range n.Endpoints {
+			text := fmt.Sprintf("{%s %d}", e.Host, e.Port)
+			if e.Machine != "" {
+				text += "@" + e.Machine
+			}
+			endpoints = append(endpoints, text)
+		}
+		out = append(out, fmt.Sprintf("%s/%s:%d %v", n.Namespace, n.Name, n.Port, endpoints))
 	}
 	return out
 }
