@@ -50,6 +50,11 @@ const (
 	MirrorEjectInterval   = time.Second
 	MirrorEjectTime       = 5 * time.Second
 	MirrorMaxEjectPercent = 50
+	// Where a gateway prefers the nodes of its machine, these may all be left out,
+	// whatever became of others: Envoy counts them together. The time for which a
+	// node is left out grows with each time in turn; it comes back within this one.
+	MirrorLocalMaxEjectPercent = 100
+	mirrorLocalMaxEjectTime    = 30 * time.Second
 
 	upstreamConnectTimeout = 5 * time.Second
 
@@ -61,11 +66,10 @@ func clusters(c Config, up upstream) ([]xds.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := mirrorCluster(policy.TransportLua)
+	m, err := servedMirrorCluster(policy.TransportLua, "")
 	if err != nil {
 		return nil, err
 	}
-	discoverEndpoints(m)
 	return []xds.Message{{Name: UpstreamCluster, Message: u}, {Name: MirrorCluster, Message: m}}, nil
 }
 
@@ -144,10 +148,16 @@ func file(name string) *core.DataSource {
 // gateways that aren't served endpoints by us: changed nodes are a changed
 // cluster there. Names are looked up by Envoy.
 func FixedMirrorCluster(nodes []mirror.Endpoint, transport policy.Transport) (*cluster.Cluster, error) {
+	return LocalMirrorCluster("", nodes, transport)
+}
+
+// LocalMirrorCluster is FixedMirrorCluster for gateways on a machine: they go to
+// the nodes there, and to the others while those fail.
+func LocalMirrorCluster(machine string, nodes []mirror.Endpoint, transport policy.Transport) (*cluster.Cluster, error) {
 	if err := checkEndpoints(nodes); err != nil {
 		return nil, err
 	}
-	out, err := mirrorCluster(transport)
+	out, err := mirrorCluster(transport, machine)
 	if err != nil {
 		return nil, err
 	}
@@ -158,14 +168,25 @@ func FixedMirrorCluster(nodes []mirror.Endpoint, transport policy.Transport) (*c
 			out.DnsLookupFamily = cluster.Cluster_V4_PREFERRED
 		}
 	}
-	out.LoadAssignment = assignment(MirrorCluster, nodes...)
+	out.LoadAssignment = nodeAssignment(machine, nodes)
+	return out, nil
+}
+
+// servedMirrorCluster is the mirror cluster for gateways that we serve endpoints.
+func servedMirrorCluster(transport policy.Transport, machine string) (*cluster.Cluster, error) {
+	out, err := mirrorCluster(transport, machine)
+	if err != nil {
+		return nil, err
+	}
+	discoverEndpoints(out)
 	return out, nil
 }
 
 // mirrorCluster says nothing of endpoints: where we serve them, nodes come and
 // go by EDS alone, as a changed cluster would be warmed anew. Nothing is
-// retried: the plugin's calls carry no retry policy.
-func mirrorCluster(transport policy.Transport) (*cluster.Cluster, error) {
+// retried: the plugin's calls carry no retry policy. machine is that whose nodes
+// are preferred; empty: none are.
+func mirrorCluster(transport policy.Transport, machine string) (*cluster.Cluster, error) {
 	http2, requests, pending, duration := &core.Http2ProtocolOptions{}, uint32(MirrorMaxRequests), uint32(MirrorMaxPending), mirrorMaxDuration
 	if transport == policy.TransportExtProc {
 		requests, pending, duration = streamMaxRequests, streamMaxRequests, streamMaxDuration
@@ -199,6 +220,10 @@ func mirrorCluster(transport policy.Transport) (*cluster.Cluster, error) {
 			MaxEjectionPercent:   wrapperspb.UInt32(MirrorMaxEjectPercent),
 			EnforcingSuccessRate: wrapperspb.UInt32(0),
 		},
+	}
+	if machine != "" {
+		out.OutlierDetection.MaxEjectionPercent = wrapperspb.UInt32(MirrorLocalMaxEjectPercent)
+		out.OutlierDetection.MaxEjectionTime = durationpb.New(mirrorLocalMaxEjectTime)
 	}
 	return out, nil
 }
@@ -237,15 +262,35 @@ func checkEndpoints(nodes []mirror.Endpoint) error {
 
 func assignment(name string, hosts ...mirror.Endpoint) *endpoint.ClusterLoadAssignment {
 	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
-	if len(hosts) == 0 {
-		return out
+	if len(hosts) > 0 {
+		out.Endpoints = []*endpoint.LocalityLbEndpoints{group(0, hosts)}
 	}
-	locality := &endpoint.LocalityLbEndpoints{}
+	return out
+}
+
+// nodeAssignment puts the nodes of a gateway's machine first: of a priority Envoy
+// uses a lower one as far as those above fail.
+func nodeAssignment(machine string, nodes []mirror.Endpoint) *endpoint.ClusterLoadAssignment {
+	var local, others []mirror.Endpoint
+	for _, n := range nodes {
+		if machine != "" && n.Machine == machine {
+			local = append(local, n)
+		} else {
+			others = append(others, n)
+		}
+	}
+	if len(local) == 0 || len(others) == 0 {
+		return assignment(MirrorCluster, nodes...)
+	}
+	return &endpoint.ClusterLoadAssignment{ClusterName: MirrorCluster, Endpoints: []*endpoint.LocalityLbEndpoints{group(0, local), group(1, others)}}
+}
+
+func group(priority uint32, hosts []mirror.Endpoint) *endpoint.LocalityLbEndpoints {
+	locality := &endpoint.LocalityLbEndpoints{Priority: priority}
 	for _, h := range hosts {
 		locality.LbEndpoints = append(locality.LbEndpoints, &endpoint.LbEndpoint{
 			HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socketAddress(h.Host, uint32(h.Port))}},
 		})
 	}
-	out.Endpoints = []*endpoint.LocalityLbEndpoints{locality}
-	return out
+	return locality
 }

@@ -530,6 +530,93 @@ func TestEnvoyMirrorCluster(t *testing.T) {
 	r.mustGet("http://" + r.http + "/none")
 }
 
+// sink is a node that only counts its calls, and can be away or silent.
+type sink struct {
+	t      *testing.T
+	addr   string
+	server *http.Server
+	calls  atomic.Int64
+	silent atomic.Bool
+}
+
+func startSink(t *testing.T) *sink {
+	t.Helper()
+	s := &sink{t: t, addr: envoytest.FreeAddr(t)}
+	s.start()
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *sink) start() {
+	s.t.Helper()
+	l, err := net.Listen("tcp", s.addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.server = &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		s.calls.Add(1)
+		if s.silent.Load() {
+			<-req.Context().Done()
+		}
+	})}
+	s.server.Protocols.SetUnencryptedHTTP2(true)
+	go func(server *http.Server) { _ = server.Serve(l) }(s.server)
+}
+
+func (s *sink) stop() { _ = s.server.Close() }
+
+func (s *sink) endpoint(machine string) mirror.Endpoint {
+	s.t.Helper()
+	host, port, _ := net.SplitHostPort(s.addr)
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return mirror.Endpoint{Host: host, Port: n, Machine: machine}
+}
+
+// A gateway goes to the node on its machine alone; while that is away or silent
+// to the others, also if one of those is away too; and back. Users' requests,
+// which the test makes all the time, succeed.
+func TestEnvoyPrefersLocalNodes(t *testing.T) {
+	t.Parallel()
+	local, other, away := startSink(t), startSink(t), startSink(t)
+	r := newRig(t)
+	r.config.Plugin = mirroring
+	r.plan.Gateway.Machines = []string{"host-a"}
+	r.plan.Endpoints = []mirror.Endpoint{away.endpoint(""), local.endpoint("host-a"), other.endpoint("")}
+	r.start("delta")
+	r.awaitTraffic()
+	// reaches waits until calls reach one node, and no other for a hundred of them.
+	reaches := func(what string, node *sink) {
+		t.Helper()
+		start := time.Now()
+		all := func() int64 { return local.calls.Load() + other.calls.Load() + away.calls.Load() }
+		calls, elsewhere := node.calls.Load(), all()-node.calls.Load()
+		r.until(what, func() bool {
+			r.mustGet("http://" + r.http + "/x")
+			if n := all() - node.calls.Load(); n != elsewhere {
+				calls, elsewhere = node.calls.Load(), n
+			}
+			return node.calls.Load() >= calls+100
+		})
+		t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
+	}
+	reaches("the local node has all", local)
+	if n := other.calls.Load() + away.calls.Load(); n > 0 {
+		t.Errorf("%d calls to other machines", n)
+	}
+	away.stop()
+	local.stop()
+	reaches("another machine's node stands in", other)
+	local.start()
+	reaches("the local node is back", local)
+	local.silent.Store(true)
+	reaches("another machine's node stands in for a silent one", other)
+	local.silent.Store(false)
+	reaches("the local node speaks again", local)
+}
+
 // startNode takes what the gateway copies, and gives events by path.
 func startNode(t *testing.T) (of func(path string) (event.Event, bool), port int) {
 	ring := ingest.NewRing(1024, 1<<20)

@@ -113,8 +113,9 @@ type Maker struct {
 
 // base is what all but the settings follows from.
 type base struct {
-	config Config
-	nodes  string
+	config  Config
+	nodes   string
+	machine string
 }
 
 // Snapshot is the function of that name; the result is the same.
@@ -130,7 +131,7 @@ func (m *Maker) snapshot(c Config, plan mirror.GatewayPlan) (*xds.Snapshot, erro
 	if !plan.Settings.Copies() {
 		c.Plugin = IdleCode
 	}
-	s, err := m.base(c, plan.Endpoints)
+	s, err := m.base(c, plan.Endpoints, machine(plan))
 	if err != nil {
 		return nil, err
 	}
@@ -154,25 +155,33 @@ func streaming(s *xds.Snapshot, plan mirror.GatewayPlan) (*xds.Snapshot, error) 
 	if err != nil {
 		return nil, err
 	}
-	m, err := mirrorCluster(policy.TransportExtProc)
+	m, err := servedMirrorCluster(policy.TransportExtProc, machine(plan))
 	if err != nil {
 		return nil, err
 	}
-	discoverEndpoints(m)
 	if s, err = s.With(resource.ClusterType, xds.Message{Name: MirrorCluster, Message: m}); err != nil {
 		return nil, err
 	}
 	return s.With(resource.ExtensionConfigType, xds.Message{Name: SettingsFilter, Message: settings}, xds.Message{Name: PluginFilter, Message: stream})
 }
 
+// machine is the one whose nodes the gateway prefers; empty: none. All of its
+// processes are served alike, so they have to share one.
+func machine(plan mirror.GatewayPlan) string {
+	if len(plan.Gateway.Machines) == 1 {
+		return plan.Gateway.Machines[0]
+	}
+	return ""
+}
+
 // base is what gateways with these nodes have in common; most of it they have
 // in common with all others too.
-func (m *Maker) base(c Config, nodes []mirror.Endpoint) (*xds.Snapshot, error) {
-	key := base{c, fmt.Sprint(nodes)}
+func (m *Maker) base(c Config, nodes []mirror.Endpoint, machine string) (*xds.Snapshot, error) {
+	key := base{c, fmt.Sprint(nodes), machine}
 	if s := m.bases[key]; s != nil {
 		return s, nil
 	}
-	s, err := m.makeBase(c, nodes)
+	s, err := m.makeBase(c, nodes, machine)
 	if err != nil {
 		return nil, err
 	}
@@ -183,18 +192,27 @@ func (m *Maker) base(c Config, nodes []mirror.Endpoint) (*xds.Snapshot, error) {
 	return s, nil
 }
 
-func (m *Maker) makeBase(c Config, nodes []mirror.Endpoint) (*xds.Snapshot, error) {
+func (m *Maker) makeBase(c Config, nodes []mirror.Endpoint, machine string) (*xds.Snapshot, error) {
 	if len(nodes) == 0 {
 		return common(c)
 	}
 	if err := checkEndpoints(nodes); err != nil {
 		return nil, err
 	}
-	s, err := m.base(c, nil)
+	s, err := m.base(c, nil, "")
 	if err != nil {
 		return nil, err
 	}
-	return s.With(resource.EndpointType, xds.Message{Name: MirrorCluster, Message: assignment(MirrorCluster, nodes...)})
+	if machine != "" {
+		local, err := servedMirrorCluster(policy.TransportLua, machine)
+		if err != nil {
+			return nil, err
+		}
+		if s, err = s.With(resource.ClusterType, xds.Message{Name: MirrorCluster, Message: local}); err != nil {
+			return nil, err
+		}
+	}
+	return s.With(resource.EndpointType, xds.Message{Name: MirrorCluster, Message: nodeAssignment(machine, nodes)})
 }
 
 // common is a snapshot without settings and nodes.

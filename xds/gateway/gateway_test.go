@@ -103,10 +103,17 @@ func TestSnapshotGoldens(t *testing.T) {
 		c.Upstream, c.UpstreamCAFile = upstream, ca
 		return c
 	}
+	beside := func(p mirror.GatewayPlan, machines ...string) mirror.GatewayPlan {
+		p.Gateway.Machines = machines
+		p.Endpoints = []mirror.Endpoint{{Host: "192.0.2.1", Port: 5050}, {Host: "192.0.2.2", Port: 5050, Machine: "host-a"}, {Host: "192.0.2.3", Port: 5050}}
+		return p
+	}
 	for name, tt := range map[string]struct {
 		config Config
 		plan   mirror.GatewayPlan
 	}{
+		"local-nodes":           {base, beside(testPlan(), "host-a")},
+		"local-nodes-extproc":   {base, beside(streamingPlan(mirror.Everything), "host-a")},
 		"both-listeners":        {both, testPlan(mirror.Endpoint{Host: "127.0.0.1", Port: 5050}, mirror.Endpoint{Host: "2001:db8::1", Port: 5051})},
 		"no-nodes":              {base, testPlan()},
 		"idle":                  {base, idlePlan()},
@@ -125,6 +132,32 @@ func TestSnapshotGoldens(t *testing.T) {
 			}
 			golden(t, name+".json", render(t, s))
 		})
+	}
+}
+
+// A gateway whose processes run on several machines, or on one that has no
+// node, is served what it would be if nothing were known.
+func TestMachinesThatMakeNoDifference(t *testing.T) {
+	c := Config{HTTP: "127.0.0.1:8080", Upstream: "http://192.0.2.1:3000", Plugin: "function envoy_on_request(h) end\n"}
+	plan := func(nodeMachine string, machines ...string) mirror.GatewayPlan {
+		p := testPlan(mirror.Endpoint{Host: "192.0.2.1", Port: 5050}, mirror.Endpoint{Host: "192.0.2.2", Port: 5050, Machine: nodeMachine})
+		p.Gateway.Machines = machines
+		return p
+	}
+	text := func(p mirror.GatewayPlan) string {
+		t.Helper()
+		s, err := Snapshot(c, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(render(t, s))
+	}
+	want := text(plan(""))
+	if diff := cmp.Diff(want, text(plan("host-a", "host-a", "host-b"))); diff != "" {
+		t.Error(diff)
+	}
+	if text(plan("host-a", "host-a")) == want {
+		t.Error("a node of the gateway's machine is not preferred")
 	}
 }
 
