@@ -44,7 +44,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	for _, s := range []string{sourceIstio, sourceGatewayAPI, sourcePods, sourceServices, sourceSlices} {
+	for _, s := range []string{sourceIstio, sourceGatewayAPI, sourcePods, sourceServices, sourceSlices, sourceMachines} {
 		m.errors.WithLabelValues(s)
 	}
 	return m, nil

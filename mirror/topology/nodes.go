@@ -54,17 +54,17 @@ func endpoints(all []Slice, port string) []mirror.Endpoint {
 			if p.Name != port || p.Port < 1 || p.Port > 65535 {
 				continue
 			}
-			for _, a := range s.Addresses {
-				if ip, err := netip.ParseAddr(a); err == nil && ip.Zone() == "" {
-					out = append(out, mirror.Endpoint{Host: ip.Unmap().String(), Port: p.Port})
+			for _, e := range s.Endpoints {
+				if ip, err := netip.ParseAddr(e.Address); err == nil && ip.Zone() == "" {
+					out = append(out, mirror.Endpoint{Host: ip.Unmap().String(), Port: p.Port, Machine: e.Machine})
 				}
 			}
 		}
 	}
 	slices.SortFunc(out, func(a, b mirror.Endpoint) int {
-		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port), cmp.Compare(b.Machine, a.Machine))
 	})
-	return slices.Compact(out)
+	return slices.CompactFunc(out, func(a, b mirror.Endpoint) bool { return a.Host == b.Host && a.Port == b.Port })
 }
 
 func compareRefs(a, b ServiceRef) int {

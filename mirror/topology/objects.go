@@ -64,6 +64,9 @@ func trim(object any) (any, error) {
 		o.Spec.Listeners, o.Status = hostnames(o), gatewayv1.GatewayStatus{}
 	case *corev1.Service:
 		o.Status = corev1.ServiceStatus{}
+	case *corev1.Pod:
+		o.Labels, o.OwnerReferences = nil, nil // pods' metadata comes by another source
+		o.Spec, o.Status = corev1.PodSpec{NodeName: o.Spec.NodeName}, corev1.PodStatus{}
 	}
 	return object, nil
 }
@@ -102,6 +105,9 @@ func alike(before, after any) bool {
 	case *corev1.Service:
 		a, ok := after.(*corev1.Service)
 		return ok && reflect.DeepEqual(a.Spec, b.Spec)
+	case *corev1.Pod:
+		a, ok := after.(*corev1.Pod)
+		return ok && a.Spec.NodeName == b.Spec.NodeName
 	}
 	return false
 }
@@ -115,6 +121,7 @@ func (s *sources) inputs() Inputs {
 	})
 	in.GatewayAPI = list(s.kind[sourceGatewayAPI].source, apiGateway)
 	in.Pods = list(s.kind[sourcePods].source, pod)
+	s.machines.fill(in.Pods)
 	in.Services = list(s.kind[sourceServices].source, service)
 	in.Slices = list(s.slices, slice)
 	return in
@@ -193,7 +200,11 @@ func slice(o *discoveryv1.EndpointSlice) Slice {
 	}
 	for _, e := range o.Endpoints {
 		if ready := e.Conditions.Ready; (ready == nil || *ready) && len(e.Addresses) > 0 {
-			s.Addresses = append(s.Addresses, e.Addresses[0]) // the others are of the same endpoint
+			endpoint := SliceEndpoint{Address: e.Addresses[0]} // the others are of the same endpoint
+			if e.NodeName != nil {
+				endpoint.Machine = *e.NodeName
+			}
+			s.Endpoints = append(s.Endpoints, endpoint)
 		}
 	}
 	return s

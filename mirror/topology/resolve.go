@@ -70,6 +70,7 @@ type Pod struct {
 	Namespace, Name string
 	Labels          map[string]string
 	Owner           string // the name of its controller, a Deployment rather than its ReplicaSet
+	Machine         string // Kubernetes' node of it; empty: not known
 }
 
 // Service is what counts of a Service.
@@ -85,11 +86,17 @@ type ServicePort struct {
 	Port int
 }
 
-// Slice is what counts of an EndpointSlice: its ready addresses.
+// Slice is what counts of an EndpointSlice: its ready endpoints.
 type Slice struct {
 	Namespace, Service string
 	Ports              []ServicePort // by the Service's port names, with the endpoints' numbers
-	Addresses          []string
+	Endpoints          []SliceEndpoint
+}
+
+// SliceEndpoint is an endpoint of a Slice.
+type SliceEndpoint struct {
+	Address string
+	Machine string // Kubernetes' node of it; empty: not known
 }
 
 // ServiceRef names a Service.

@@ -244,6 +244,13 @@ func shuffle[T any](s []T) { rand.Shuffle(len(s), func(i, j int) { s[i], s[j] = 
 
 func TestResolveNodes(t *testing.T) {
 	http := ServicePort{"http", 8080}
+	at := func(addresses ...string) (out []SliceEndpoint) {
+		for _, a := range addresses {
+			address, machine, _ := strings.Cut(a, "@")
+			out = append(out, SliceEndpoint{address, machine})
+		}
+		return out
+	}
 	got, problems := Resolve(Inputs{
 		NodeServices: []ServiceRef{{"ns", "node"}, {"ns", "node"}, {"ns", "absent"}, {"ns", "idle"}},
 		Services: []Service{
@@ -252,17 +259,17 @@ func TestResolveNodes(t *testing.T) {
 			{Namespace: "ns", Name: "unnamed", Ports: []ServicePort{{"", 5050}}},
 		},
 		Slices: []Slice{
-			{"ns", "node", []ServicePort{{"mirror", 15050}, http}, []string{"10.0.0.2", "10.0.0.1", "10.0.0.1", "bad", "fe80::1%eth0"}},
-			{"ns", "node", []ServicePort{{"mirror", 25050}, {"mirror", 70000}}, []string{"fd00:0::1"}},
-			{"other", "node", []ServicePort{{"mirror", 1}}, []string{"10.0.0.9"}},
-			{"ns", "unnamed", []ServicePort{http}, []string{"10.0.0.8"}},
+			{"ns", "node", []ServicePort{{"mirror", 15050}, http}, at("10.0.0.2@b", "10.0.0.1", "10.0.0.1@a", "bad", "fe80::1%eth0")},
+			{"ns", "node", []ServicePort{{"mirror", 25050}, {"mirror", 70000}}, at("fd00:0::1")},
+			{"other", "node", []ServicePort{{"mirror", 1}}, at("10.0.0.9")},
+			{"ns", "unnamed", []ServicePort{http}, at("10.0.0.8")},
 		},
 	})
 	want := []mirror.NodeService{
 		{Namespace: "ns", Name: "idle", Port: 5050},
-		{Namespace: "ns", Name: "node", Port: 80, Endpoints: []mirror.Endpoint{{Host: "10.0.0.1", Port: 8080}, {Host: "10.0.0.2", Port: 8080}}},
+		{Namespace: "ns", Name: "node", Port: 80, Endpoints: []mirror.Endpoint{{Host: "10.0.0.1", Port: 8080, Machine: "a"}, {Host: "10.0.0.2", Port: 8080, Machine: "b"}}},
 		{Namespace: "ns", Name: "node", Port: 5050, Endpoints: []mirror.Endpoint{
-			{Host: "10.0.0.1", Port: 15050}, {Host: "10.0.0.2", Port: 15050}, {Host: "fd00::1", Port: 25050}}},
+			{Host: "10.0.0.1", Port: 15050, Machine: "a"}, {Host: "10.0.0.2", Port: 15050, Machine: "b"}, {Host: "fd00::1", Port: 25050}}},
 	}
 	if diff := cmp.Diff(want, got.Nodes); diff != "" {
 		t.Error(diff)
@@ -286,7 +293,7 @@ func TestResolveHostile(t *testing.T) {
 		for _, k := range odd {
 			labels[k] = odd[i/50%len(odd)]
 		}
-		in.Pods = append(in.Pods, Pod{"ns", fmt.Sprint(i), labels, odd[i%len(odd)]})
+		in.Pods = append(in.Pods, Pod{"ns", fmt.Sprint(i), labels, odd[i%len(odd)], odd[i%len(odd)]})
 	}
 	start := time.Now()
 	got, problems := Resolve(in)
@@ -332,7 +339,7 @@ func FuzzSelectorsAreExact(f *testing.F) {
 		}
 		var in Inputs
 		for i := range r.IntN(20) {
-			in.Pods = append(in.Pods, Pod{fmt.Sprint("n", r.IntN(2)), fmt.Sprint("p", i), labels(4), ""})
+			in.Pods = append(in.Pods, Pod{fmt.Sprint("n", r.IntN(2)), fmt.Sprint("p", i), labels(4), "", ""})
 		}
 		for i := range r.IntN(6) {
 			in.Istio = append(in.Istio, IstioGateway{fmt.Sprint("n", r.IntN(2)), fmt.Sprint("g", i), labels(1 + r.IntN(2)), nil})
@@ -361,7 +368,7 @@ func BenchmarkResolve(b *testing.B) {
 	for i := range 10000 {
 		in.Pods = append(in.Pods, Pod{fmt.Sprint("ns-", i%50), fmt.Sprint("pod-", i), set{
 			"app": fmt.Sprint("app-", i%500), "version": "v1", "pod-template-hash": fmt.Sprint(i % 1000), "istio": fmt.Sprint("gw-", i%1000),
-		}, ""})
+		}, "", ""})
 	}
 	for i := range maxGateways {
 		in.Istio = append(in.Istio, IstioGateway{"ns-0", fmt.Sprint("g-", i), set{"istio": fmt.Sprint("gw-", i)}, nil})

@@ -32,6 +32,7 @@ const (
 	sourcePods       = "pods"
 	sourceServices   = "services"
 	sourceSlices     = "endpoint_slices"
+	sourceMachines   = "gateway_pods"
 )
 
 // strikes is how often in turn the API must deny a kind before what is known of
@@ -52,6 +53,8 @@ type sources struct {
 	refs   []ServiceRef // whose slices are watched, by next if there is one
 	slices *source
 	next   *source // takes over once it is synced
+
+	machines machines
 }
 
 // kind is a source that the API may lack.
@@ -76,7 +79,7 @@ type source struct {
 }
 
 func (w *Watcher) newSources() *sources {
-	return &sources{w: w, kind: map[string]*kind{
+	return &sources{w: w, machines: machines{}, kind: map[string]*kind{
 		sourceIstio: {group: "networking.istio.io/v1", name: "gateways", start: func(s *sources) (cache.SharedIndexInformer, error) {
 			return istioinformers.NewGatewayInformer(s.w.clients.Istio, metav1.NamespaceAll, 0, nil), nil
 		}},
@@ -250,12 +253,7 @@ func (s *sources) complete() bool { return s.missing() == "" }
 // missing names the sources that are not, and what is wrong with them.
 func (s *sources) missing() string {
 	var out []string
-	add := func(name string) {
-		if c := s.w.complaint(name); c != "" {
-			name += " (" + c + ")"
-		}
-		out = append(out, name)
-	}
+	add := func(name string) { out = append(out, s.named(name)) }
 	for name, k := range s.kind {
 		if !k.known || k.source != nil && !k.source.synced() {
 			add(name)
@@ -268,6 +266,14 @@ func (s *sources) missing() string {
 	return strings.Join(out, ", ")
 }
 
+// named is a source with what is wrong with it.
+func (s *sources) named(name string) string {
+	if c := s.w.complaint(name); c != "" {
+		name += " (" + c + ")"
+	}
+	return name
+}
+
 // stop ends all informers and waits for them.
 func (s *sources) stop() {
 	for _, k := range s.kind {
@@ -275,6 +281,9 @@ func (s *sources) stop() {
 	}
 	s.slices.stop()
 	s.next.stop()
+	for _, m := range s.machines {
+		m.stop()
+	}
 }
 
 func (s *source) stop() {

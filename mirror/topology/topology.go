@@ -11,6 +11,7 @@
 package topology
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -157,12 +158,14 @@ func (w *Watcher) Load(ctx context.Context) (Result, error) {
 		s.adjust(ctx, *w.nodes.Load())
 		if s.complete() {
 			r := w.resolve(s)
-			w.last = &r
-			return r, nil
+			if s.adjustMachines(ctx, r.Topology.Gateways) {
+				w.last = &r
+				return r, nil
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return Result{}, fmt.Errorf("load topology: %w: waiting for %s", context.Cause(ctx), s.missing())
+			return Result{}, fmt.Errorf("load topology: %w: waiting for %s", context.Cause(ctx), cmp.Or(s.missing(), s.named(sourceMachines)))
 		case <-tick.C:
 		}
 	}
@@ -183,7 +186,7 @@ func (w *Watcher) Run(ctx context.Context, changed func(Result)) error {
 	settle := time.NewTimer(0)
 	defer settle.Stop()
 	var since time.Time // when the change that is waited for began
-	pause := quiet
+	pause, located := quiet, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -208,6 +211,14 @@ func (w *Watcher) Run(ctx context.Context, changed func(Result)) error {
 			}
 			start := time.Now()
 			r := w.resolve(s)
+			// The machines of gateways that come later are not waited for.
+			if known := s.adjustMachines(ctx, r.Topology.Gateways); !known {
+				settle.Reset(quiet)
+				if !located {
+					continue
+				}
+			}
+			located = true
 			// In a huge cluster something always changes: take a tenth of a core at most.
 			pause = max(quiet, 10*time.Since(start))
 			if w.last == nil || !reflect.DeepEqual(r, *w.last) {

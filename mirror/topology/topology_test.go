@@ -127,6 +127,15 @@ func (a *api) pod(t *testing.T, namespace, name string, labels set) {
 	}
 }
 
+// runs says where a pod runs.
+func (a *api) runs(t *testing.T, namespace, name string, labels set, machine string) {
+	t.Helper()
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels}, Spec: corev1.PodSpec{NodeName: machine}}
+	if _, err := a.CoreV1().Pods(namespace).Create(t.Context(), p, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (a *api) istioGateway(t *testing.T, namespace, name string, selector set) {
 	t.Helper()
 	g := &networkingv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
@@ -199,7 +208,11 @@ func follow(t *testing.T, w *Watcher) (await func(what string, ok func(Result) b
 func summary(r Result) []string {
 	out := []string{}
 	for _, g := range r.Topology.Gateways {
-		out = append(out, fmt.Sprint(g.ID(), g.Pods))
+		text := fmt.Sprint(g.ID(), g.Pods)
+		for _, m := range g.Machines {
+			text += "@" + m
+		}
+		out = append(out, text)
 	}
 	for _, n := range r.Topology.Nodes {
 		var endpoints []string
@@ -259,6 +272,52 @@ func TestLoadThenRun(t *testing.T) {
 	await("another node service", is("ingress/gw[gw-1]", "shop/web[web-istio-0]", "other/nodes:5050 [{10.0.0.2 15050} {10.0.0.3 15050}]"))
 	w.SetNodeServices(nil)
 	await("no node service", is("ingress/gw[gw-1]", "shop/web[web-istio-0]"))
+}
+
+// Load waits until it is known where gateways' pods run; those of gateways that
+// come later are told when they are known.
+func TestMachines(t *testing.T) {
+	a := newAPI(t)
+	a.pod(t, "ingress", "gw-0", set{"app": "gw"})
+	a.pod(t, "ingress", "gw-1", set{"app": "gw"})
+	a.istioGateway(t, "shop", "public", set{"app": "gw"})
+	a.runs(t, "ingress", "gw-0", set{"app": "gw"}, "host-b")
+	a.runs(t, "ingress", "gw-1", set{"app": "gw"}, "")
+	a.runs(t, "ingress", "else", set{"app": "else"}, "host-c")
+	w := a.watcher(t, nil)
+	r, err := w.Load(t.Context())
+	if err != nil || !is("ingress/gw[gw-0 gw-1]@host-b")(r) {
+		t.Fatal(summary(r), err)
+	}
+	await := follow(t, w) // tells nothing of what Load has told
+	a.pod(t, "shop", "web-0", set{gatewayNameLabel: "web"})
+	a.runs(t, "shop", "web-0", set{gatewayNameLabel: "web"}, "host-a")
+	a.apiGateway(t, "shop", "web")
+	await("a gateway that came later", func(r Result) bool {
+		if got := summary(r)[0]; got != "ingress/gw[gw-0 gw-1]@host-b" {
+			t.Errorf("what Load knew is forgotten: %s", got)
+		}
+		return is("ingress/gw[gw-0 gw-1]@host-b", "shop/web[web-0]@host-a")(r)
+	})
+	p, err := a.CoreV1().Pods("ingress").Get(t.Context(), "gw-1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Spec.NodeName = "host-a"
+	if _, err := a.CoreV1().Pods("ingress").Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	await("a pod's machine", is("ingress/gw[gw-0 gw-1]@host-a@host-b", "shop/web[web-0]@host-a"))
+}
+
+func TestPodSelectors(t *testing.T) {
+	var gateways []mirror.Gateway
+	for i := range 3 {
+		gateways = append(gateways, mirror.Gateway{Selector: set{gatewayNameLabel: fmt.Sprint(i)}}, mirror.Gateway{Selector: set{"istio": "gw", "app": fmt.Sprint(i % 2)}})
+	}
+	if diff := cmp.Diff([]string{"app=0,istio=gw", "app=1,istio=gw", gatewayNameLabel}, podSelectors(gateways)); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // A kind that isn't installed is no error, and is found when it comes, and

@@ -73,7 +73,12 @@ func (r *resolver) workload(g *group) (mirror.Gateway, bool) {
 	w := mirror.Gateway{Namespace: g.namespace, Labels: r.common(g)}
 	for _, p := range g.pods {
 		w.Pods = append(w.Pods, r.pods[p].Name)
+		if m := r.pods[p].Machine; m != "" {
+			w.Machines = append(w.Machines, m)
+		}
 	}
+	slices.Sort(w.Machines)
+	w.Machines = slices.Compact(w.Machines)
 	for _, s := range g.selections {
 		for _, c := range s.claims {
 			w.Targets = append(w.Targets, c.target)
