@@ -15,6 +15,7 @@ type RouterConfig struct {
 	Namespace string
 	Labels    map[string]string
 	IP        string // the pod's; must not be that of any endpoint in the mesh
+	Machine   string // the one that the pod runs on; empty: the proxy does not say
 }
 
 // StartRouter starts an Envoy as an ingress gateway of an istiod.
@@ -28,13 +29,17 @@ func StartRouter(t testing.TB, c RouterConfig) *envoytest.Envoy {
 	for k, v := range c.Labels {
 		labels[k] = v
 	}
+	metadata := map[string]any{"NAMESPACE": c.Namespace, "NAME": c.Name, "CLUSTER_ID": "test", "ISTIO_VERSION": "1.31.0",
+		"LABELS": labels, "PROXY_CONFIG": map[string]any{}, "GENERATOR": ""}
+	if c.Machine != "" {
+		metadata["NODE_NAME"] = c.Machine
+	}
 	ads := map[string]any{"ads": map[string]any{}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 	return envoytest.Start(t, map[string]any{
 		"node": map[string]any{
-			"id":      "router~" + c.IP + "~" + c.Name + "." + c.Namespace + "~" + c.Namespace + ".svc.cluster.local",
-			"cluster": c.Name + "." + c.Namespace,
-			"metadata": map[string]any{"NAMESPACE": c.Namespace, "NAME": c.Name, "CLUSTER_ID": "test", "ISTIO_VERSION": "1.31.0",
-				"LABELS": labels, "PROXY_CONFIG": map[string]any{}, "GENERATOR": ""},
+			"id":       "router~" + c.IP + "~" + c.Name + "." + c.Namespace + "~" + c.Namespace + ".svc.cluster.local",
+			"cluster":  c.Name + "." + c.Namespace,
+			"metadata": metadata,
 		},
 		"dynamic_resources": map[string]any{
 			"lds_config": ads, "cds_config": ads,

@@ -21,6 +21,14 @@ import (
 // last, stands first, and sees requests as they came.
 const filterPriority = 1000
 
+// machineMetadata is where Istio's proxies say which machine they run on: their
+// injection sets it to the pod's spec.nodeName.
+const machineMetadata = "NODE_NAME"
+
+// maxStandIns is how many nodes of other machines stand in for those of a
+// machine.
+const maxStandIns = 32
+
 const connectionManager = "envoy.filters.network.http_connection_manager"
 
 // builder makes resources; what many gateways have in common is made once.
@@ -28,7 +36,7 @@ type builder struct {
 	config   Config
 	filters  []*networking.EnvoyFilter_EnvoyConfigObjectPatch
 	plugins  map[Plugin]*networking.EnvoyFilter_EnvoyConfigObjectPatch
-	clusters map[string]*networking.EnvoyFilter_EnvoyConfigObjectPatch // by their nodes
+	clusters map[string]*networking.EnvoyFilter_EnvoyConfigObjectPatch // by their machine and nodes
 }
 
 func newBuilder(c Config) *builder {
@@ -70,7 +78,7 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	if err != nil {
 		return nil, err
 	}
-	cluster, err := b.clusterPatch(nodes, g.Settings.Transport)
+	clusters, err := b.clusterPatches(gw.Machines, nodes, g.Settings.Transport)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +103,7 @@ func (b *builder) envoyFilters(g mirror.GatewayPlan, nodes []mirror.Endpoint) ([
 	}
 	return []resource{
 		envoyFilter("-plugin", map[string]string{gatewayNote: clean(gw.ID()), pluginNote: clean(version)},
-			append(patches[:len(patches):len(patches)], logs, code, cluster)...),
+			append(append(patches[:len(patches):len(patches)], logs, code), clusters...)...),
 		envoyFilter("-settings", map[string]string{gatewayNote: clean(gw.ID()), policyNote: clean(g.PolicyIDs()), policyRevNote: revisions(g)}, settings),
 	}, nil
 }
@@ -162,18 +170,61 @@ func streamPatch(g mirror.GatewayPlan) (*networking.EnvoyFilter_EnvoyConfigObjec
 	return patch(networking.EnvoyFilter_EXTENSION_CONFIG, networking.EnvoyFilter_Patch_ADD, e)
 }
 
-func (b *builder) clusterPatch(nodes []mirror.Endpoint, transport policy.Transport) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
-	key := fmt.Sprint(transport, nodes)
+// clusterPatches add the mirror cluster, for pods on each of these machines one
+// that prefers the nodes there, and last the one for all other pods. That must be
+// so: a patch can't be kept from pods that another is for, and of clusters of one
+// name istiod takes the first.
+func (b *builder) clusterPatches(machines []string, nodes []mirror.Endpoint, transport policy.Transport) ([]*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	var out []*networking.EnvoyFilter_EnvoyConfigObjectPatch
+	for _, m := range machines {
+		p, err := b.clusterPatch(m, around(m, nodes), transport)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	p, err := b.clusterPatch("", nodes, transport)
+	if err != nil {
+		return nil, err
+	}
+	return append(out, p), nil
+}
+
+// around gives a machine's nodes and those that stand in for them, for which
+// machines next to each other in the list have different ones.
+func around(machine string, nodes []mirror.Endpoint) []mirror.Endpoint {
+	var out []mirror.Endpoint
+	start, others := -1, 0
+	for i, n := range nodes {
+		if n.Machine == machine {
+			out = append(out, n)
+			start = max(start, i)
+		}
+	}
+	for i := range nodes {
+		if n := nodes[(start+1+i)%len(nodes)]; n.Machine != machine && others < maxStandIns {
+			out = append(out, n)
+			others++
+		}
+	}
+	return out
+}
+
+func (b *builder) clusterPatch(machine string, nodes []mirror.Endpoint, transport policy.Transport) (*networking.EnvoyFilter_EnvoyConfigObjectPatch, error) {
+	key := fmt.Sprint(transport, machine, nodes)
 	if p := b.clusters[key]; p != nil {
 		return p, nil
 	}
-	c, err := gateway.FixedMirrorCluster(nodes, transport)
+	c, err := gateway.LocalMirrorCluster(machine, nodes, transport)
 	if err != nil {
 		return nil, err
 	}
 	p, err := patch(networking.EnvoyFilter_CLUSTER, networking.EnvoyFilter_Patch_ADD, c)
 	if err != nil {
 		return nil, err
+	}
+	if machine != "" {
+		p.Match.Proxy = &networking.EnvoyFilter_ProxyMatch{Metadata: map[string]string{machineMetadata: machine}}
 	}
 	b.clusters[key] = p
 	return p, nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -27,6 +28,11 @@ const (
 	// nodesDomain ends the host name that a gateway knows its nodes by. Nobody
 	// looks it up: .internal is for private use.
 	nodesDomain = "periscope.internal"
+
+	// hostnameLabel is the one that istiod gives a proxy, with the machine that it
+	// runs on for a value.
+	hostnameLabel = "kubernetes.io/hostname"
+	elsewhere     = "elsewhere." + nodesDomain // no gateway's machine
 )
 
 // ownNamespace exports a resource to no other namespace.
@@ -65,7 +71,7 @@ func (b *builder) trafficExtension(g mirror.GatewayPlan, nodes []mirror.Endpoint
 			},
 		},
 		{kind: kind{"networking.istio.io", "v1", "ServiceEntry"}, namespace: gw.Namespace, name: nodesName, annotations: notes, spec: serviceEntry(host, nodes)},
-		{kind: kind{"networking.istio.io", "v1", "DestinationRule"}, namespace: gw.Namespace, name: nodesName, annotations: notes, spec: destinationRule(host)},
+		{kind: kind{"networking.istio.io", "v1", "DestinationRule"}, namespace: gw.Namespace, name: nodesName, annotations: notes, spec: destinationRule(host, local(nodes))},
 	}, nil
 }
 
@@ -94,21 +100,39 @@ func serviceEntry(host string, nodes []mirror.Endpoint) *networking.ServiceEntry
 		Resolution: networking.ServiceEntry_STATIC,
 		ExportTo:   ownNamespace(),
 	}
+	labelled := local(nodes)
 	for _, n := range nodes {
 		if _, err := netip.ParseAddr(n.Host); err != nil {
 			out.Resolution = networking.ServiceEntry_DNS
 		}
-		out.Endpoints = append(out.Endpoints, &networking.WorkloadEntry{
+		entry := &networking.WorkloadEntry{
 			Address: n.Host,
 			Ports:   map[string]uint32{nodesPortName: uint32(n.Port)},
-		})
+		}
+		switch {
+		case isMachineLabel(n.Machine):
+			entry.Labels = map[string]string{hostnameLabel: n.Machine}
+		case labelled: // without the label it would be near to a proxy that has none
+			entry.Labels = map[string]string{hostnameLabel: elsewhere}
+		}
+		out.Endpoints = append(out.Endpoints, entry)
 	}
 	return out
 }
 
-// destinationRule has the limits of the other form's cluster.
-func destinationRule(host string) *networking.DestinationRule {
-	return &networking.DestinationRule{
+// isMachineLabel tells a machine whose name fits into a label: Kubernetes' may be
+// longer, and istiod would refuse all of the service.
+func isMachineLabel(machine string) bool { return machine != "" && len(machine) <= maxLabelBytes }
+
+// local tells whether gateways can prefer nodes for their machine.
+func local(nodes []mirror.Endpoint) bool {
+	return slices.ContainsFunc(nodes, func(n mirror.Endpoint) bool { return isMachineLabel(n.Machine) })
+}
+
+// destinationRule has the limits of the other form's cluster. With local, a
+// gateway prefers the nodes of its machine.
+func destinationRule(host string, local bool) *networking.DestinationRule {
+	out := &networking.DestinationRule{
 		Host: host,
 		TrafficPolicy: &networking.TrafficPolicy{
 			ConnectionPool: &networking.ConnectionPoolSettings{
@@ -131,4 +155,11 @@ func destinationRule(host string) *networking.DestinationRule {
 		},
 		ExportTo: ownNamespace(),
 	}
+	if local {
+		out.TrafficPolicy.OutlierDetection.MaxEjectionPercent = gateway.MirrorLocalMaxEjectPercent
+		out.TrafficPolicy.LoadBalancer = &networking.LoadBalancerSettings{
+			LocalityLbSetting: &networking.LocalityLoadBalancerSetting{FailoverPriority: []string{hostnameLabel}},
+		}
+	}
+	return out
 }

@@ -19,10 +19,13 @@ const inherent = "EnvoyFilter exposes internal implementation details that may c
 // The real istioctl finds nothing to say about what is rendered.
 func TestIstioctl(t *testing.T) {
 	istioctl := kubetest.Binary(t, "istioctl")
+	beside := nodes(mirror.Endpoint{Host: "10.0.0.8", Port: 5050, Machine: "host-a"}, mirror.Endpoint{Host: "10.0.0.9", Port: 5050, Machine: strings.Repeat("host-b.", 30) + "example"})
 	for name, tc := range map[string]struct {
 		form  mcp.Form
 		nodes []mirror.NodeService
 	}{
+		"EnvoyFilter machines":           {mcp.FormEnvoyFilter, beside},
+		"TrafficExtension machines":      {mcp.FormTrafficExtension, beside},
 		"EnvoyFilter":                    {mcp.FormEnvoyFilter, oneNode},
 		"EnvoyFilter names":              {mcp.FormEnvoyFilter, nodes(mirror.Endpoint{Host: "nodes.example", Port: 5051}, mirror.Endpoint{Host: "fd00::9", Port: 5050})},
 		"EnvoyFilter without nodes":      {mcp.FormEnvoyFilter, nil},
@@ -32,11 +35,13 @@ func TestIstioctl(t *testing.T) {
 		"TrafficExtension one address":   {mcp.FormTrafficExtension, nodes(mirror.Endpoint{Host: "10.0.0.9", Port: 5050}, mirror.Endpoint{Host: "10.0.0.9", Port: 5051})},
 	} {
 		t.Run(name, func(t *testing.T) {
+			public := workload("public")
+			public.Machines = []string{beside[0].Endpoints[0].Machine, beside[0].Endpoints[1].Machine}
 			p := mirror.Compile(
 				[]policy.MirrorPolicy{policyFor("public", func(s *policy.Spec) {
 					s.Exclude = []policy.Match{{Hosts: []string{"*.shop.example"}, Paths: []policy.PathMatch{{Type: policy.PathExact, Value: `/é"\`}}}}
 				}), policyFor("internal", nil)},
-				mirror.Topology{Gateways: []mirror.Gateway{workload("public"), workload("internal")}, Nodes: tc.nodes})
+				mirror.Topology{Gateways: []mirror.Gateway{public, workload("internal")}, Nodes: tc.nodes})
 			dir := t.TempDir()
 			file := filepath.Join(dir, "objects.yaml")
 			if err := os.WriteFile(file, []byte(render(t, config(tc.form), p)), 0o600); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,8 @@ import (
 // logs.
 type collector struct {
 	t       *testing.T
+	addr    string
+	stop    func() // and waits; start starts it again
 	mu      sync.Mutex
 	headers []event.Header
 	logs    []*event.Log
@@ -30,18 +33,36 @@ type collector struct {
 
 func startCollector(t *testing.T) (*collector, mirror.Endpoint) {
 	t.Helper()
-	c := &collector{t: t}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	c := &collector{t: t, addr: envoytest.FreeAddr(t)}
+	c.start()
+	t.Cleanup(func() { c.stop() })
+	host, port, _ := net.SplitHostPort(c.addr)
+	n, err := strconv.Atoi(port)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return c, mirror.Endpoint{Host: host, Port: n}
+}
+
+func (c *collector) start() {
+	c.t.Helper()
+	l, err := net.Listen("tcp", c.addr)
+	if err != nil {
+		c.t.Fatal(err)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true) // and nothing else
 	s := &http.Server{Handler: c, Protocols: protocols}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Serve(l) }()
-	t.Cleanup(func() { _ = s.Close(); <-done })
-	return c, mirror.Endpoint{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port}
+	c.stop = func() { _ = s.Close(); <-done }
+}
+
+// batches is how many came.
+func (c *collector) batches() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.headers)
 }
 
 func (c *collector) ServeHTTP(_ http.ResponseWriter, r *http.Request) {

@@ -508,16 +508,19 @@ func render(t testing.TB, c mcp.Config, p mirror.Plan) string {
 
 // Each testdata directory holds a policy, and what follows from it.
 func TestGolden(t *testing.T) {
+	beside := []mirror.Endpoint{{Host: "10.0.0.7", Port: 5050, Machine: "host-a"}, {Host: "10.0.0.8", Port: 5050, Machine: "host-b"}, {Host: "10.0.0.9", Port: 5050, Machine: "host-c"}}
 	ipAndName := []mirror.Endpoint{{Host: "node-0.nodes.example", Port: 5051}, {Host: "10.0.0.9", Port: 5050}}
 	for name, tc := range map[string]struct {
 		form  mcp.Form
 		nodes []mirror.Endpoint
 	}{
-		"envoyfilter":          {mcp.FormEnvoyFilter, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}, {Host: "fd00::9", Port: 5050}}},
-		"envoyfilter-dns":      {mcp.FormEnvoyFilter, ipAndName},
-		"envoyfilter-extproc":  {mcp.FormEnvoyFilter, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}},
-		"trafficextension":     {mcp.FormTrafficExtension, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}},
-		"trafficextension-dns": {mcp.FormTrafficExtension, ipAndName},
+		"envoyfilter":            {mcp.FormEnvoyFilter, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}, {Host: "fd00::9", Port: 5050}}},
+		"envoyfilter-dns":        {mcp.FormEnvoyFilter, ipAndName},
+		"envoyfilter-extproc":    {mcp.FormEnvoyFilter, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}},
+		"trafficextension":       {mcp.FormTrafficExtension, []mirror.Endpoint{{Host: "10.0.0.9", Port: 5050}}},
+		"trafficextension-dns":   {mcp.FormTrafficExtension, ipAndName},
+		"envoyfilter-local":      {mcp.FormEnvoyFilter, beside},
+		"trafficextension-local": {mcp.FormTrafficExtension, beside},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join("testdata", name)
@@ -529,7 +532,9 @@ func TestGolden(t *testing.T) {
 			if len(doc.Faults) > 0 {
 				t.Fatal(doc.Faults)
 			}
-			p := mirror.Compile([]policy.MirrorPolicy{*doc.Policy}, mirror.Topology{Gateways: []mirror.Gateway{workload("public")}, Nodes: nodes(tc.nodes...)})
+			g := workload("public")
+			g.Machines = []string{"host-a", "host-b", "host-d"}
+			p := mirror.Compile([]policy.MirrorPolicy{*doc.Policy}, mirror.Topology{Gateways: []mirror.Gateway{g}, Nodes: nodes(tc.nodes...)})
 			got := render(t, mcp.Config{Form: tc.form, Plugin: mcp.Plugin{Source: "function envoy_on_request(h)\n  -- \"the\tplugin\"\nend\n", Version: "1.2.3"}}, p)
 			golden := filepath.Join(dir, "out.yaml")
 			if *update {

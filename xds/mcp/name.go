@@ -97,7 +97,7 @@ func endpoints(in []mirror.Endpoint) ([]mirror.Endpoint, error) {
 	}
 	out := slices.Clone(in)
 	slices.SortFunc(out, func(a, b mirror.Endpoint) int {
-		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port), cmp.Compare(b.Machine, a.Machine))
 	})
-	return slices.Compact(out), nil
+	return slices.CompactFunc(out, func(a, b mirror.Endpoint) bool { return a.Host == b.Host && a.Port == b.Port }), nil
 }
