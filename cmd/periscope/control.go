@@ -103,8 +103,12 @@ func (f *controlFlags) gatewayID() (mirror.Gateway, error) {
 	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
 		return mirror.Gateway{}, fmt.Errorf("--gateway: %q is not NAMESPACE/NAME", f.gateway)
 	}
-	return mirror.Gateway{Namespace: namespace, Name: name, StandIn: true}, nil
+	return mirror.Gateway{Namespace: namespace, Name: name, Machines: []string{gatewayMachine}, StandIn: true}, nil
 }
+
+// gatewayMachine is the one that the gateway of our own runs on, and with it the
+// nodes at its loopback addresses.
+const gatewayMachine = "localhost"
 
 // parseEndpoints reads node addresses.
 func parseEndpoints(addrs []string) ([]mirror.Endpoint, error) {
@@ -114,7 +118,11 @@ func parseEndpoints(addrs []string) ([]mirror.Endpoint, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--node: %q is not an IP address and a port, such as 127.0.0.1:5050", a)
 		}
-		out = append(out, mirror.Endpoint{Host: ap.Addr().String(), Port: int(ap.Port())})
+		e := mirror.Endpoint{Host: ap.Addr().String(), Port: int(ap.Port())}
+		if ap.Addr().Unmap().IsLoopback() {
+			e.Machine = gatewayMachine
+		}
+		out = append(out, e)
 	}
 	return out, nil
 }
@@ -164,7 +172,7 @@ with the bootstrap that periscope bootstrap prints.`,
 	f.orcaTLS.add(cmd.Flags())
 	f.addMesh(cmd.Flags())
 	f.plugin.add(cmd.Flags())
-	cmd.Flags().StringSliceVar(&nodes, "node", []string{"127.0.0.1:5050"}, "IP address and port of an analysis node; may be repeated; without --upstream the default is the service that a policy names")
+	cmd.Flags().StringSliceVar(&nodes, "node", []string{"127.0.0.1:5050"}, "IP address and port of an analysis node; may be repeated: a gateway of our own prefers those on loopback; without --upstream the default is the service that a policy names")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the accepted policies and the self-signed certificate")
 	return cmd
 }

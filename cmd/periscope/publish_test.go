@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,5 +102,36 @@ func BenchmarkPublish(b *testing.B) {
 				publish(float64(1 + i%50))
 			}
 		})
+	}
+}
+
+// A gateway of our own prefers the nodes on loopback to others, where there are
+// both.
+func TestNodesOnLoopback(t *testing.T) {
+	for _, tc := range []struct {
+		nodes []string
+		want  []string // the machine of each in the plan
+	}{
+		{[]string{"127.0.0.1:1", "192.0.2.1:1", "[::1]:1"}, []string{gatewayMachine, "", gatewayMachine}},
+		{[]string{"127.0.0.1:1", "127.0.0.1:2"}, []string{"", ""}},
+		{[]string{"192.0.2.1:1", "192.0.2.2:1"}, []string{"", ""}},
+	} {
+		nodes, err := parseEndpoints(tc.nodes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gw, err := (&controlFlags{gateway: "a/b"}).gatewayID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := mirror.Compile([]policy.MirrorPolicy{policy.Default()},
+			mirror.Topology{Gateways: []mirror.Gateway{gw}, Nodes: []mirror.NodeService{{StandIn: true, Endpoints: nodes}}})
+		var got []string
+		for _, e := range plan.Gateways[0].Endpoints {
+			got = append(got, e.Machine)
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%v: on %q, want %q", tc.nodes, got, tc.want)
+		}
 	}
 }

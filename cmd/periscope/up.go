@@ -49,7 +49,7 @@ attacks are shown by periscope console.`,
 	// No programs of ours for the whole control group of whoever tries this out.
 	f.nodeFlags.add(cmd.Flags(), []string{sockstat.InetDiag, sockstat.InProcess})
 	cmd.Flags().StringVar(&f.console, "console", consoleAddr, "loopback address of the pages and the API")
-	cmd.Flags().StringSliceVar(&f.nodes, "node", nil, "IP address and port of an analysis node that runs by itself; may be repeated; default: one in this process")
+	cmd.Flags().StringSliceVar(&f.nodes, "node", nil, "IP address and port of an analysis node that runs by itself; may be repeated: the gateway prefers those on loopback; default: one in this process")
 	cmd.Flags().StringVar(&f.envoy, "envoy", "", "Envoy to start; default: the one on PATH, then the one of make tools")
 	cmd.Flags().IntVar(&f.concurrency, "concurrency", 0, "Envoy's worker threads; 0: one per core")
 	cmd.Flags().StringVar(&f.dataDir, "data", o.stateDir(), "directory for the store, the accepted policies, the certificate and Envoy's log")
