@@ -47,7 +47,9 @@ type meshConfig struct {
 	pod        string                                            // the gateway's
 	labels     map[string]string                                 // the pod's
 	policies   string
-	limited    bool // the node's CPU time, by nodeGroup
+	limited    bool   // the node's CPU time, by nodeGroup
+	machine    string // the pod's, as its proxy tells it
+	services   bool   // nodes are those of the service that policies name, and the test's to start
 }
 
 const meshPolicy = `apiVersion: periscope.dev/v1alpha1
@@ -93,16 +95,20 @@ func startMeshOf(t *testing.T, c meshConfig) *mesh {
 	m.cluster.Apply(t, c.objects("gw-ns", port, m.upstreamPort))
 	mustWrite(t, m.policy, c.policies)
 	m.control = m.startControl(t)
-	if c.limited {
+	switch {
+	case c.services:
+	case c.limited:
 		m.nodeGroup = m.limitedNode(t)
-	} else {
+	default:
 		m.node = start(t, m.nodeArgs()...)
 		m.node.waitFor("node started")
 	}
-	view := start(t, "console", "--console", m.console, "--data", m.dataDir)
-	view.waitFor("console started")
+	if !c.services {
+		view := start(t, "console", "--console", m.console, "--data", m.dataDir)
+		view.waitFor("console started")
+	}
 	m.istiod = kubetest.StartIstiod(t, kubetest.IstiodConfig{Cluster: m.cluster, Sources: []string{"xds://" + m.xds}, Monitoring: m.monitoring, GatewayAPI: c.gatewayAPI})
-	m.gateway = m.startGateway(t, c.pod, m.http)
+	m.gateway = m.startGatewayOn(t, c.machine, c.pod, m.http)
 	return m
 }
 
@@ -118,14 +124,22 @@ func (m *mesh) upstream(t *testing.T) {
 // it serves at an address.
 func (m *mesh) startGateway(t *testing.T, pod, address string) *envoytest.Envoy {
 	t.Helper()
-	e := kubetest.StartRouter(t, kubetest.RouterConfig{XDS: m.istiod.GRPC, Name: pod, Namespace: "gw-ns", IP: "127.0.0.9", Labels: m.labels})
+	return m.startGatewayOn(t, "", pod, address)
+}
+
+func (m *mesh) startGatewayOn(t *testing.T, machine, pod, address string) *envoytest.Envoy {
+	t.Helper()
+	e := kubetest.StartRouter(t, kubetest.RouterConfig{XDS: m.istiod.GRPC, Name: pod, Namespace: "gw-ns", IP: "127.0.0.9", Labels: m.labels, Machine: machine})
 	envoytest.Eventually(t, 30*time.Second, pod+" serves", func() bool { return request(http.DefaultTransport, "http://"+address+"/") == nil })
 	return e
 }
 
 func (m *mesh) startControl(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := start(t, append([]string{"control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug, "--node", m.nodeListen,
+	if !m.services {
+		args = append(args, "--node", m.nodeListen)
+	}
+	p := start(t, append([]string{"control", "--kubeconfig", m.cluster.Kubeconfig, "--policy", m.policy, "--data", m.dataDir, "--xds", m.xds, "--debug", m.debug,
 		"--orca-port", portOf(m.nodeORCA), "--istiod", "http://" + m.monitoring}, args...)...)
 	p.waitFor("control plane started")
 	return p
