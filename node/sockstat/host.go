@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/periscope-mesh/periscope/node/cgroup"
 )
 
 // host is what this process may know of its kernel and of itself.
@@ -86,38 +87,7 @@ func (h host) missingCapabilities() ([]string, error) {
 }
 
 // ownCgroup is the directory of this process's control group of version 2.
-func (h host) ownCgroup() (string, error) {
-	groups, err := h.read("/proc/self/cgroup")
-	if err != nil {
-		return "", fmt.Errorf("find own cgroup: %w", err)
-	}
-	_, after, found := strings.Cut("\n"+groups, "\n0::")
-	if !found {
-		return "", errors.New("this process is in no cgroup of version 2")
-	}
-	own, _, _ := strings.Cut(after, "\n")
-	mounts, err := h.read("/proc/self/mountinfo")
-	if err != nil {
-		return "", fmt.Errorf("find own cgroup: %w", err)
-	}
-	for line := range strings.Lines(mounts) {
-		mount, super, _ := strings.Cut(line, " - ")
-		f := strings.Fields(mount)
-		if len(f) < 5 || !strings.HasPrefix(super, "cgroup2 ") {
-			continue
-		}
-		rest, below := strings.CutPrefix(own+"/", strings.TrimSuffix(f[3], "/")+"/")
-		if dir := path.Join(f[4], rest); below && !strings.HasPrefix(rest, "..") {
-			if _, err := os.Stat(h.path(dir)); err == nil {
-				return dir, nil
-			}
-		}
-	}
-	if !strings.Contains(mounts, " - cgroup2 ") {
-		return "", errors.New("no cgroup of version 2 is mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
-	}
-	return "", fmt.Errorf("own cgroup %s is not below any mounted one", own)
-}
+func (h host) ownCgroup() (string, error) { return cgroup.Host{Root: h.root}.Dir() }
 
 // checkCgroup2 tells whether dir is a control group of version 2.
 func checkCgroup2(dir string) error {

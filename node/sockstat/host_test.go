@@ -80,32 +80,3 @@ func TestHint(t *testing.T) {
 		}
 	}
 }
-
-// The own cgroup, in the ways that hosts and containers mount it.
-func TestOwnCgroup(t *testing.T) {
-	for name, c := range map[string]struct{ groups, mounts, dir, want string }{
-		"version 2":       {"0::/system.slice/node\n", "25 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "sys/fs/cgroup/system.slice/node", "/sys/fs/cgroup/system.slice/node"},
-		"hybrid":          {"9:cpu:/a\n1:name=systemd:/\n0::/node\n", "30 1 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 1 0:3 / /sys/fs/cgroup/unified rw shared:3 - cgroup2 none rw\n", "sys/fs/cgroup/unified/node", "/sys/fs/cgroup/unified/node"},
-		"root":            {"0::/\n", "25 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "sys/fs/cgroup", "/sys/fs/cgroup"},
-		"own namespace":   {"0::/\n", "25 1 0:1 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup", "/sys/fs/cgroup"},
-		"bind mount":      {"0::/pods/a/node\n", "25 1 0:1 /pods/a /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup/node", "/sys/fs/cgroup/node"},
-		"version 1":       {"9:cpu:/\n", "30 1 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n", "", "in no cgroup of version 2"},
-		"not mounted":     {"9:cpu:/\n0::/\n", "30 1 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n", "", "no cgroup of version 2 is mounted"},
-		"another subtree": {"0::/pods/b\n", "25 1 0:1 /pods/a /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup", "not below any mounted one"},
-		"outside":         {"0::/../b\n", "25 1 0:1 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "sys/fs/cgroup", "not below any mounted one"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			h := tree(t, map[string]string{"proc/self/cgroup": c.groups, "proc/self/mountinfo": c.mounts})
-			if err := os.MkdirAll(h.path(c.dir), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			got, err := h.ownCgroup()
-			if err != nil {
-				got = err.Error()
-			}
-			if got != c.want && (err == nil || !strings.Contains(got, c.want)) {
-				t.Errorf("%s, want %s", got, c.want)
-			}
-		})
-	}
-}
