@@ -102,6 +102,7 @@ periscope console shows what it has stored.`,
 				return err
 			}
 			defer n.close()
+			reportCPU(logger)
 			return n.run(cmd.Context())
 		},
 	}
@@ -193,6 +194,7 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	cpuMetrics(n.registry)
 	n.meter = newMeter(ring, time.Now(), n.registry)
 	if n.trace, err = openTrace(cfg.trace); err != nil {
 		return nil, err
@@ -398,5 +400,6 @@ func (n *node) adminHandler() http.Handler {
 	return adminPages(adminConfig{registry: n.registry, ready: n.ready, states: map[string]func() any{
 		"ingestz":   func() any { return n.ingestState() },
 		"pressurez": func() any { return n.pressureState() },
+		"cpuz":      func() any { return currentCPU() },
 	}})
 }
