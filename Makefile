@@ -77,6 +77,10 @@ bench: ## run the Go benchmarks: decode, inspect, compile, snapshot, append
 bench-gateway: envoy ## what the plugin costs a real Envoy, beside its peers (15 minutes)
 	go run ./test/bench/gateway -envoy "$(PERISCOPE_ENVOY)" $(BENCH_ARGS)
 
+.PHONY: bench-beside
+bench-beside: envoy build ## what a node that is always busy costs the gateway beside it, by its CPU weight, into docs/backpressure.md (15 minutes, root)
+	go run ./test/bench/gateway -envoy "$(PERISCOPE_ENVOY)" -only beside -write docs/backpressure.md $(BENCH_ARGS)
+
 .PHONY: bench-xds
 bench-xds: ## what it costs to configure 10,000 gateways and 100 istiods (2 minutes)
 	go run ./test/bench/xds $(BENCH_ARGS)

@@ -48,6 +48,17 @@ func (g *Group) Command(program string, args ...string) *exec.Cmd {
 	return exec.Command("/bin/sh", append([]string{"-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(g.dir, "cgroup.procs"), program}, args...)...)
 }
 
+// Add moves a process into the group.
+func (g *Group) Add(pid int) error { return g.write("cgroup.procs", strconv.Itoa(pid)) }
+
+// Version is that of the group, 1 or 2.
+func (g *Group) Version() int {
+	if g.v2 {
+		return 2
+	}
+	return 1
+}
+
 // Quota lets the group's processes use so many CPUs at most, 0.1 at least; 0: all.
 func (g *Group) Quota(cpus float64) error {
 	quota, period := "-1", strconv.FormatInt(Period.Microseconds(), 10)

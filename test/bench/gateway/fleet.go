@@ -44,7 +44,7 @@ type gateway struct {
 
 // figures are what one variant did under one workload, a value per round.
 type figures struct {
-	throughput []float64 // requests a second, saturated
+	throughput []float64 // requests answered a second
 	cpu        []float64 // µs of the gateway per request, saturated
 	busy       []float64 // share of the time that the gateway ran or wanted to, saturated
 	p50, p99   []float64 // ms, at the fixed rate
@@ -164,16 +164,11 @@ func (b *bench) start(ctx context.Context, v variant, config []byte, conns load.
 // startEnvoy starts one on the gateways' CPU. The calling goroutine must be locked
 // to its thread.
 func (b *bench) startEnvoy(ctx context.Context, dir string, config []byte) (*proxy.Envoy, error) {
-	if b.pinning.on {
-		if err := setAffinity(b.pinning.gateway); err != nil {
-			return nil, err
-		}
-	}
-	e, err := proxy.Start(b.envoy, dir, config)
-	if b.pinning.on {
-		err = errors.Join(err, setAffinity(b.pinning.rest))
-	}
-	if err != nil {
+	var e *proxy.Envoy
+	if err := b.pinning.start(func() (err error) {
+		e, err = proxy.Start(b.envoy, dir, config)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	return e, e.Ready(ctx)
@@ -200,14 +195,21 @@ func newReceiver(v variant) (receiver, error) {
 	}
 }
 
-// watch sees who has the gateways' CPU until the function that it gives is
-// called.
-func (b *bench) watch(gateways []*gateway) func() {
+// watch sees who has the gateways' CPU, beside other processes that are meant
+// to, until the function that it gives is called.
+func (b *bench) watch(gateways []*gateway, pids ...int) func() {
+	seen := map[int]bool{}
+	for _, g := range gateways {
+		seen[g.envoy.Pid()] = true
+	}
+	for _, pid := range pids {
+		seen[pid] = true
+	}
 	used := func() time.Duration {
 		var sum time.Duration
-		for _, g := range gateways {
+		for pid := range seen {
 			// One that cannot be read counts nothing.
-			if d, err := g.envoy.CPU(); err == nil {
+			if d, err := proxy.CPUOf(pid); err == nil {
 				sum += d.Run
 			}
 		}
@@ -336,6 +338,7 @@ func (g *gateway) pace(ctx context.Context, r load.Request, schedule []time.Dura
 		return f, err
 	}
 	f.count(g, before, res)
+	f.throughput = []float64{float64(res.Requests) / res.Elapsed.Seconds()}
 	f.p50 = []float64{quantile(res.Latencies, 0.50)}
 	f.p99 = []float64{quantile(res.Latencies, 0.99)}
 	return f, nil

@@ -185,6 +185,41 @@ func TestSoak(t *testing.T) {
 	}
 }
 
+// The node has what its weight leaves it, and no user's request fails. It needs
+// root, for control groups.
+func TestBeside(t *testing.T) {
+	if os.Getuid() != 0 && os.Getenv("REQUIRE_REAL") == "" {
+		t.Skip("control groups need root")
+	}
+	b := newBench(t, "", "")
+	b.periscope = filepath.Join(t.TempDir(), "periscope")
+	if out, err := exec.Command("go", "build", "-o", b.periscope, "../../../cmd/periscope").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	all := placements()
+	got, err := b.placed(t.Context(), []placement{all[0], all[1], all[3]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.faults(); err != nil {
+		t.Error(err)
+	}
+	tables := got.(*beside).tables
+	if len(tables) != 3 {
+		t.Fatalf("%d tables", len(tables))
+	}
+	for _, table := range tables {
+		for i, f := range table.figures {
+			if f.requests == 0 || len(f.throughput) != 1 || table.rate > 0 && !(f.p50[0] > 0) {
+				t.Errorf("%.0f a second, %s: %+v", table.rate, got.(*beside).placements[i].name, f)
+			}
+			if i > 0 && (len(table.node[i]) != 1 || table.node[i][0] <= 0) {
+				t.Errorf("%.0f a second: the node had %v of the CPU", table.rate, table.node[i])
+			}
+		}
+	}
+}
+
 func TestChoose(t *testing.T) {
 	all, err := variants(nil)
 	if err != nil {
@@ -275,6 +310,7 @@ func TestScenarios(t *testing.T) {
 	}{
 		{options{}, []string{"saturated", "latency", "changes"}},
 		{options{only: "changes,saturated"}, []string{"saturated", "changes"}},
+		{options{only: "beside"}, []string{"beside"}},
 		{options{soakFor: time.Minute}, []string{"soak"}},
 	} {
 		all, err := new(bench).scenarios(tc.o)
@@ -420,8 +456,22 @@ func sampleSoak() *soak {
 	return s
 }
 
+func sampleBeside() *beside {
+	all := placements()
+	return &beside{
+		surroundings: around, version: 2, workload: workloads()[0], burst: 3 * time.Second, placements: []placement{all[0], all[3]},
+		tables: []besideTable{
+			{figures: []figures{{throughput: []float64{10000, 8000}, requests: 30}, {throughput: []float64{8000, 7000}, requests: 25}}, node: [][]float64{nil, {0.2, 0.1}}},
+			{part: 0.3, rate: 3000, figures: []figures{
+				{p50: []float64{0.2, 0.3}, p99: []float64{1, 2}, throughput: []float64{3000, 3000}, requests: 30},
+				{p50: []float64{0.3, 0.3}, p99: []float64{2, 3}, throughput: []float64{3000, 2700}, requests: 30},
+			}, node: [][]float64{nil, {0.7, 0.7}}},
+		},
+	}
+}
+
 func TestReports(t *testing.T) {
-	for name, s := range map[string]section{"saturated": sampleSaturated(), "latency": sampleLatency(), "changes": sampleChanges(), "soak": sampleSoak()} {
+	for name, s := range map[string]section{"saturated": sampleSaturated(), "latency": sampleLatency(), "changes": sampleChanges(), "soak": sampleSoak(), "beside": sampleBeside()} {
 		t.Run(name, func(t *testing.T) {
 			var got strings.Builder
 			s.write(&got)

@@ -1,11 +1,12 @@
 // Command gateway measures what the plugin costs a real Envoy, against no
 // filter, an empty Lua filter, request_mirror_policies and ext_proc in
 // observability mode: CPU and memory, users' latency while nodes fail and
-// policies change, and memory in a long run. It prints Markdown tables.
+// policies change, and memory in a long run; and what a node that is always busy
+// costs users of a gateway on the same CPU. It prints Markdown tables.
 //
 // It never leaves this machine's loopback, and nothing of it outlives it. Its
 // figures are this machine's: ratios travel better than microseconds. Nobody
-// imports it; `make bench-gateway` runs it.
+// imports it; `make bench-gateway` and `make bench-beside` run it.
 package main
 
 import (
@@ -46,6 +47,7 @@ type options struct {
 	variants  string
 	workloads string
 	write     string
+	periscope string
 	plugins   []string
 	pinning   pinning
 }
@@ -58,7 +60,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&o.rounds, "rounds", 9, "rounds; each measures every variant once")
 	fs.DurationVar(&o.burst, "burst", time.Second, "length of a burst")
 	fs.Float64Var(&o.rate, "rate", 1000, "requests a second where latency is measured, and memory over time")
-	fs.StringVar(&o.only, "only", "", "comma-separated `names` of scenarios: saturated, latency, changes; default all")
+	fs.StringVar(&o.only, "only", "", "comma-separated `names` of scenarios: saturated, latency, changes, and beside, which needs root; default all but that")
+	fs.StringVar(&o.periscope, "periscope", "bin/periscope", "periscope `binary` of the node that is beside the gateway")
 	fs.DurationVar(&o.soakFor, "soak", 0, "run for so `long` at a steady rate, show memory over time, and measure nothing else")
 	fs.StringVar(&o.workloads, "workloads", "", "comma-separated `names` of workloads when saturated: get, post, whole, cut, download; default all")
 	fs.StringVar(&o.variants, "variants", "", "comma-separated `names` of variants; default all")
@@ -172,5 +175,8 @@ func (b *bench) scenarios(o options) ([]scenario, error) {
 		return []scenario{{"soak", b.soak}}, nil
 	}
 	all := []scenario{{"saturated", b.saturated}, {"latency", b.latency}, {"changes", b.changes}}
+	if o.only != "" {
+		all = append(all, scenario{"beside", b.beside})
+	}
 	return named(all, o.only, func(s scenario) string { return s.name })
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -50,6 +51,18 @@ func pin() (pinning, error) {
 	}
 	env := append(os.Environ(), pinnedEnv+"="+strconv.Itoa(cpus[0]))
 	return pinning{}, fmt.Errorf("start again on CPU %d: %w", cpus[1], syscall.Exec(exe, os.Args, env))
+}
+
+// start has a process start on the gateways' CPU. The calling goroutine must be
+// locked to its thread.
+func (p pinning) start(start func() error) error {
+	if !p.on {
+		return start()
+	}
+	if err := setAffinity(p.gateway); err != nil {
+		return err
+	}
+	return errors.Join(start(), setAffinity(p.rest))
 }
 
 func listed(set *unix.CPUSet) []int {

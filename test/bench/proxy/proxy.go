@@ -207,12 +207,17 @@ func (e *Envoy) Sum(ctx context.Context, filter string) (int64, error) {
 
 // Stop ends the process and reaps it.
 func (e *Envoy) Stop() {
-	// Both signals may find it gone already, and its exit code means nothing here.
-	_ = e.cmd.Process.Signal(syscall.SIGTERM)
-	kill := time.AfterFunc(3*time.Second, func() { _ = e.cmd.Process.Kill() })
-	defer kill.Stop()
-	_ = e.cmd.Wait()
+	End(e.cmd)
 	e.http.CloseIdleConnections()
+}
+
+// End ends a process and reaps it.
+func End(cmd *exec.Cmd) {
+	// Both signals may find it gone already, and its exit code means nothing here.
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	kill := time.AfterFunc(3*time.Second, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	_ = cmd.Wait()
 }
 
 // tail is the end of its log.
@@ -233,11 +238,23 @@ type CPUTime struct {
 // Sub is what was added since u.
 func (t CPUTime) Sub(u CPUTime) CPUTime { return CPUTime{t.Run - u.Run, t.Wait - u.Wait} }
 
-// CPU reads its times from the scheduler's statistics.
+// CPU reads its times.
 func (e *Envoy) CPU() (CPUTime, error) {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", e.cmd.Process.Pid))
+	t, err := CPUOf(e.Pid())
+	if err != nil {
+		return t, fmt.Errorf("read envoy's CPU time: %w", err)
+	}
+	return t, nil
+}
+
+// Pid is the process's.
+func (e *Envoy) Pid() int { return e.cmd.Process.Pid }
+
+// CPUOf reads a process's times from the scheduler's statistics.
+func CPUOf(pid int) (CPUTime, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if err != nil || len(files) == 0 {
-		return CPUTime{}, fmt.Errorf("read envoy's CPU time: no threads (%v)", err)
+		return CPUTime{}, fmt.Errorf("no threads (%v)", err)
 	}
 	var sum CPUTime
 	for _, f := range files {
@@ -246,7 +263,7 @@ func (e *Envoy) CPU() (CPUTime, error) {
 			continue // a thread that has just ended
 		}
 		if err != nil {
-			return CPUTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
+			return CPUTime{}, err
 		}
 		t, err := parseSchedstat(string(b))
 		if err != nil {
@@ -262,12 +279,12 @@ func (e *Envoy) CPU() (CPUTime, error) {
 func parseSchedstat(s string) (CPUTime, error) {
 	f := strings.Fields(s)
 	if len(f) != 3 {
-		return CPUTime{}, fmt.Errorf("read envoy's CPU time: %q is not a schedstat", s)
+		return CPUTime{}, fmt.Errorf("%q is not a schedstat", s)
 	}
 	run, err1 := strconv.ParseInt(f[0], 10, 64)
 	wait, err2 := strconv.ParseInt(f[1], 10, 64)
 	if err := errors.Join(err1, err2); err != nil {
-		return CPUTime{}, fmt.Errorf("read envoy's CPU time: %w", err)
+		return CPUTime{}, err
 	}
 	return CPUTime{time.Duration(run), time.Duration(wait)}, nil
 }
