@@ -34,9 +34,12 @@ func Snapshot(c Config, plan mirror.Plan) (*xds.Snapshot, error) {
 	return s.Snapshot, err
 }
 
-// maxShared is how many builds of the plugin, and how many sets of nodes, a
-// Maker keeps; with one more it begins anew.
-const maxShared = 64
+// maxShared is how many builds of the plugin, and maxClusters how many sets of
+// nodes, by machine, a Maker keeps; with one more it begins anew.
+const (
+	maxShared   = 64
+	maxClusters = 1024
+)
 
 // Maker makes what istiods are served for one plan after the other. It keeps the
 // resources of the last: a gateway whose part of the plan, and whose build of
@@ -107,7 +110,7 @@ func (m *Maker) begin(c Config) *builder {
 	case last == nil:
 	case last.config.Form != b.config.Form || last.config.Prefix != b.config.Prefix:
 		m.kept = nil
-	case len(last.plugins) < maxShared && len(last.clusters) < maxShared:
+	case len(last.plugins) < maxShared && len(last.clusters) < maxClusters:
 		b.filters, b.plugins, b.clusters = last.filters, last.plugins, last.clusters
 	}
 	return b
