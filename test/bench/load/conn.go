@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -56,7 +57,7 @@ func (c *conn) exchange(r Request) error {
 		}
 	}
 	err := c.try(r)
-	if err != nil {
+	if err != nil || r.Once {
 		c.close()
 	}
 	return err
@@ -70,7 +71,7 @@ func (c *conn) try(r Request) error {
 	if err != nil {
 		return err
 	}
-	if err := checkHead(c.buf[:head], r.BodyBytes); err != nil {
+	if err := checkHead(c.buf[:head], cmp.Or(r.Status, 200), r.BodyBytes); err != nil {
 		return err
 	}
 	for left := r.BodyBytes - (n - head); left != 0; {
@@ -106,10 +107,11 @@ func (c *conn) readHead() (head, n int, err error) {
 	}
 }
 
-// checkHead wants status 200 and a body of known length.
-func checkHead(head []byte, bodyBytes int) error {
+// checkHead wants this status and a body of this length.
+func checkHead(head []byte, status, bodyBytes int) error {
 	line, fields, _ := bytes.Cut(head, []byte("\r\n"))
-	if !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")) {
+	rest, ok := bytes.CutPrefix(line, []byte("HTTP/1.1 "))
+	if n, err := strconv.Atoi(string(rest[:min(3, len(rest))])); !ok || err != nil || n != status {
 		return fmt.Errorf("status line %q", line)
 	}
 	for len(fields) > 0 {

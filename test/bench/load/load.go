@@ -38,7 +38,9 @@ type Client struct {
 // Request is what a burst sends again and again, and what must come back.
 type Request struct {
 	Raw       []byte // the whole request
-	BodyBytes int    // length of the answer's body; its status must be 200
+	BodyBytes int    // length of the answer's body
+	Status    int    // of the answer; 0: 200
+	Once      bool   // each has a connection of its own
 }
 
 // Result is a burst's outcome.
