@@ -89,6 +89,10 @@ bench-xds: ## what it costs to configure 10,000 gateways and 100 istiods (2 minu
 bench-pressure: envoy build ## overload a real node: load control beside others (20 minutes; root, for a control group)
 	go run ./test/bench/step -envoy "$(PERISCOPE_ENVOY)" $(BENCH_ARGS)
 
+.PHONY: bench-sockets
+bench-sockets: ## what counting the node's sockets costs, and how soon it tells of overload, into docs/backpressure.md (10 minutes, as root)
+	go run ./test/bench/sockets -write docs/backpressure.md $(BENCH_ARGS)
+
 .PHONY: bench-pressure-sim
 bench-pressure-sim: ## simulate overload: the share controller beside others, into docs/backpressure.md (10 minutes)
 	go run ./test/bench/pressure -write docs/backpressure.md $(BENCH_ARGS)
