@@ -142,7 +142,7 @@ func TestReport(t *testing.T) {
 		r.cells[c] = outcome{goodput: 0.5, settled: math.NaN(), points: []overload.Point{{T: 1}, {T: 2, Share: 1, Delay: 9}}}
 	}
 	out := r.markdown()
-	for _, want := range []string{"| demand ×10 | yes | **budget** | 0.50 |", "| 10 | 500 | ×10 | 0.50 |", "never"} {
+	for _, want := range []string{"| demand ×10 | yes | **budget** | 0.50 |", "| 10 | 500 | ×10 | 0.50 |", "| 200 | 4 | ×10 | 0.50 |", "never"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

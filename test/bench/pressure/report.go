@@ -34,7 +34,7 @@ func delays() []time.Duration {
 
 // base is a step of demand at ten gateways, with decisions that take 100 ms.
 func base(multiple float64, guard bool) scenario {
-	return scenario{gateways: 10, tau: 100 * time.Millisecond, multiple: multiple, capacity: 1, guard: guard, misread: 1, from: 5 * time.Second, to: 20 * time.Second, end: 35 * time.Second}
+	return scenario{gateways: 10, tau: 100 * time.Millisecond, multiple: multiple, nominal: usual, capacity: 1, guard: guard, misread: 1, from: 5 * time.Second, to: 20 * time.Second, end: 35 * time.Second}
 }
 
 // many is the same at a hundred gateways.
@@ -71,6 +71,17 @@ func scaled(gateways int, tau time.Duration, multiple float64) scenario {
 	return s
 }
 
+// capacities are what nodes can analyse, in exchanges a second.
+func capacities() []float64 { return []float64{usual, 1000, 500, 200} }
+
+// small is a step as test/bench/step has it: of a node that can do little, whose
+// share takes effect soon.
+func small(nominal float64, gateways int, multiple float64) scenario {
+	s := scaled(gateways, 30*time.Millisecond, multiple)
+	s.nominal, s.from, s.to, s.end = nominal, 5*time.Second, 13*time.Second, 18*time.Second
+	return s
+}
+
 func traced() scenario {
 	s := base(10, true)
 	s.from, s.to, s.end, s.trace = 2*time.Second, 8*time.Second, 12*time.Second, true
@@ -87,6 +98,13 @@ func (o options) cells() []cell {
 	}
 	for _, by := range []float64{0.7, 1.4} {
 		out = append(out, cell{misread(by), overload.Budget})
+	}
+	for _, n := range capacities() {
+		for _, gateways := range []int{1, 4} {
+			for _, m := range []float64{2, 10} {
+				out = append(out, cell{small(n, gateways, m), overload.Budget})
+			}
+		}
 	}
 	for _, n := range o.gateways {
 		for _, tau := range delays() {
@@ -157,6 +175,7 @@ func (r *report) markdown() string {
 	r.compare(&b)
 	r.fair(&b)
 	r.scale(&b)
+	r.chance(&b)
 	r.wrong(&b)
 	b.WriteString("\n![share, demand and delay around a tenfold step](pressure-step.svg)\n")
 	r.explain(&b)
@@ -221,6 +240,20 @@ func (r *report) scale(b *strings.Builder) {
 	}
 }
 
+func (r *report) chance(b *strings.Builder) {
+	b.WriteString("\n**The budget with the guard, by what the node can analyse: the less, the more is chance** (τ = 30 ms, a step of 8 s)\n\n" +
+		"| exchanges a second | gateways | demand | goodput | priority classes | waste | delay p99 ms | longest | below 20 ms after s | recovery s | variation |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, n := range capacities() {
+		for _, gateways := range []int{1, 4} {
+			for _, m := range []float64{2, 10} {
+				o := r.cells[cell{small(n, gateways, m), overload.Budget}]
+				fmt.Fprintf(b, "| %.0f | %d | ×%g | %.2f | %.2f | %s | %.0f | %.0f | %s | %s | %.2f |\n", n, gateways, m,
+					o.goodput, o.priority, overload.Percent(o.waste), o.p99, o.longest, overload.Seconds(o.settled), overload.Seconds(o.recovery), o.unsteady)
+			}
+		}
+	}
+}
+
 func (r *report) wrong(b *strings.Builder) {
 	b.WriteString("\n**The node's CPU time is read wrongly (ten gateways, ×2, with the guard)**\n\n| read | goodput | delay p99 ms |\n|---|---|---|\n")
 	for _, row := range []struct {
@@ -233,7 +266,7 @@ func (r *report) wrong(b *strings.Builder) {
 }
 
 func (r *report) explain(b *strings.Builder) {
-	b.WriteString("\nMethod: 1 ms steps; a node that can analyse 50,000 exchanges a second, of which 5 % are of a priority class; demand is half of that, but for a step of 15 s (8 s at 10,000 gateways), " +
+	b.WriteString("\nMethod: 1 ms steps; a node that can analyse 50,000 exchanges a second, if nothing else is said, of which 5 % are of a priority class; demand is half of that, but for a step of 15 s (8 s at 10,000 gateways), " +
 		"Poisson, with bursts of each gateway's own (σ 0.3, 200 ms). Gateways are of unlike size. Reading is 12 % of an exchange's cost and goes first; what is discarded costs that much. " +
 		"Counters come with batches of 48 exchanges, at least every 100 ms while something is mirrored, and wait in the node's sockets like all else. " +
 		"A share takes 0.5 to 1.5 τ to reach a gateway. Goodput: analysed within 100 ms, of what could have been. Waste: mirrored, then dropped. " +

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	nominal     = 50_000.0 // exchanges a second that the node can analyse
+	usual       = 50_000.0 // exchanges a second that the node can analyse
 	dropCost    = 0.12     // of an exchange's cost is that of reading
 	priorityOf  = 0.05     // of demand is of a priority class
 	goodWithin  = 0.1      // seconds from arrival to analysis
@@ -33,6 +33,7 @@ type scenario struct {
 	gateways      int
 	tau           time.Duration // mean time from a decision to its effect at a gateway
 	multiple      float64       // of capacity that is demanded during the step
+	nominal       float64       // exchanges a second that the node can analyse
 	capacity      float64       // part of nominal that there is during the step
 	guard         bool
 	hot           bool // ten gateways; nine want 5 % of the capacity each, the first the rest
@@ -228,27 +229,27 @@ func (p *plant) step() bool { return p.now >= ms(p.from) && p.now < ms(p.to) }
 
 func (p *plant) nodeCapacity() float64 {
 	if p.step() {
-		return nominal * p.capacity
+		return p.nominal * p.capacity
 	}
-	return nominal
+	return p.nominal
 }
 
 // want is the demand of a gateway, in exchanges a second.
 func (p *plant) want(i int) float64 {
 	if p.hot {
 		if i > 0 {
-			return 0.05 * nominal
+			return 0.05 * p.nominal
 		}
 		if p.step() {
-			return (p.multiple - 0.05*float64(len(p.gateways)-1)) * nominal
+			return (p.multiple - 0.05*float64(len(p.gateways)-1)) * p.nominal
 		}
-		return 0.05 * nominal
+		return 0.05 * p.nominal
 	}
 	m := 0.5
 	if p.step() {
 		m = p.multiple
 	}
-	return m * nominal * p.gateways[i].part
+	return m * p.nominal * p.gateways[i].part
 }
 
 // policyID is of the only policy.
@@ -362,7 +363,7 @@ func (p *plant) arrive(c overload.Control) {
 func (p *plant) work(c overload.Control) {
 	in := p.perMS
 	p.count(&p.allPriority, in.priority)
-	room := queueLength*nominal - p.unread.size
+	room := queueLength*p.nominal - p.unread.size
 	if most := float64(c.Limit() * p.scenario.gateways); most > 0 {
 		in.scale(room1(most-p.unread.size-p.analysis.size, in.all())) // what breakers drop is never mirrored
 	}
@@ -381,7 +382,7 @@ func (p *plant) work(c overload.Control) {
 			p.discards += gone
 			p.spoil(gone)
 		}
-		p.spoil(a.scale(room1(queueLength*nominal-p.analysis.size, a.all())))
+		p.spoil(a.scale(room1(queueLength*p.nominal-p.analysis.size, a.all())))
 		p.analysis.push(at, a)
 	})
 	left = max(0, left)
@@ -483,8 +484,8 @@ func (p *plant) measure() {
 		}
 		if p.trace {
 			p.out.points = append(p.out.points, overload.Point{
-				T: float64(p.now) / 1000, Share: share, Demand: p.eligibleWin * float64(p.block) / 50 * 1000 / nominal, Capacity: p.nodeCapacity() / nominal,
-				Arrived: (p.perMS.routine + p.perMS.priority) * 1000 / nominal, Delay: delay,
+				T: float64(p.now) / 1000, Share: share, Demand: p.eligibleWin * float64(p.block) / 50 * 1000 / p.nominal, Capacity: p.nodeCapacity() / p.nominal,
+				Arrived: (p.perMS.routine + p.perMS.priority) * 1000 / p.nominal, Delay: delay,
 			})
 		}
 		p.mirroredWin, p.eligibleWin = 0, 0
