@@ -601,11 +601,14 @@ func TestBounded(t *testing.T) {
 }
 
 func BenchmarkDecide(b *testing.B) {
-	for _, n := range []int{100, 10_000} {
-		b.Run(fmt.Sprintf("gateways=%d", n), func(b *testing.B) {
-			w := newWorld(b, policies(1), 10, 10_000)
-			for i := range n {
-				w.gateway(fmt.Sprint("gateway-", i), 200_000/float64(n))
+	for _, c := range []struct{ gateways, nodes, home int }{{100, 10, 0}, {10_000, 10, 0}, {10_000, 100, 9000}, {10_000, 100, 10_000}} {
+		b.Run(fmt.Sprintf("gateways=%d,nodes=%d,home=%d", c.gateways, c.nodes, c.home), func(b *testing.B) {
+			w := newWorld(b, policies(1), c.nodes, 100_000/float64(c.nodes))
+			for i := range c.gateways {
+				g := w.gateway(fmt.Sprint("gateway-", i), 200_000/float64(c.gateways))
+				if i < c.home {
+					g.home(i % c.nodes)
+				}
 			}
 			w.run(2 * time.Second)
 			b.ReportAllocs()

@@ -13,8 +13,7 @@ import (
 const tick = 50 * time.Millisecond
 
 // world is gateways and nodes in virtual time, in which shares take effect at the
-// next tick. Every node gets the same part of what is mirrored, and every second
-// tick hears of a gateway.
+// next tick. Every second tick a node hears of a gateway that sends to it.
 type world struct {
 	t        testing.TB
 	c        *share.Controller
@@ -45,6 +44,7 @@ type gateway struct {
 	eligible        float64
 	prioritised     float64
 	mirrored        float64
+	to              []float64          // part that each node gets as long as it works; nil, or none does: all the same
 	received        []float64          // by node
 	forced          float64            // share that it takes, whatever it is told; 0: as told
 	lie             func(*load.Demand) // what it makes of its counters
@@ -80,13 +80,7 @@ func (w *world) step() []load.Report {
 	w.now = w.now.Add(tick)
 	w.ticks++
 	dt := tick.Seconds()
-	live := 0.0
-	for _, n := range w.nodes {
-		if !n.stopped {
-			live++
-		}
-	}
-	arrived := 0.0
+	arrived := make([]float64, len(w.nodes))
 	for _, g := range w.gateways {
 		routine, priority := (g.demand-g.priority)*dt, g.priority*dt
 		s := float64(g.ppm) / share.Everything
@@ -97,11 +91,9 @@ func (w *world) step() []load.Report {
 		g.eligible += routine + priority
 		g.prioritised += priority
 		g.mirrored += sent
-		arrived += sent
-		for i, n := range w.nodes {
-			if !n.stopped && live > 0 {
-				g.received[i] += sent / live
-			}
+		for i, part := range w.parts(g) {
+			g.received[i] += part * sent
+			arrived[i] += part * sent
 		}
 	}
 	var reports []load.Report
@@ -110,7 +102,7 @@ func (w *world) step() []load.Report {
 		if n.stopped {
 			continue
 		}
-		n.backlog += arrived / live
+		n.backlog += arrived[i]
 		done := min(n.backlog, n.capacity*dt)
 		n.backlog -= done
 		if over := n.backlog - 0.04*n.capacity; over > 0 { // its guard, roughly
@@ -123,7 +115,7 @@ func (w *world) step() []load.Report {
 			Queue: time.Duration(n.backlog / n.capacity * float64(time.Second)),
 		}
 		for j, g := range w.gateways {
-			if (i+j+w.ticks)%2 == 0 && (g.mirrored > 0) {
+			if (i+j+w.ticks)%2 == 0 && g.received[i] > 0 {
 				d := load.Demand{Gateway: g.pod, VM: g.vm, Policy: g.policy, Eligible: uint64(g.eligible), Priority: uint64(g.prioritised), Mirrored: uint64(g.mirrored), Received: uint64(g.received[i])}
 				if g.lie != nil {
 					g.lie(&d)
@@ -136,6 +128,39 @@ func (w *world) step() []load.Report {
 		}
 	}
 	return reports
+}
+
+// parts of what a gateway sends, by node.
+func (w *world) parts(g *gateway) []float64 {
+	parts := make([]float64, len(w.nodes))
+	sum, live := 0.0, 0.0
+	for i, n := range w.nodes {
+		if n.stopped {
+			continue
+		}
+		live++
+		if g.to != nil {
+			parts[i] = g.to[i]
+			sum += g.to[i]
+		}
+	}
+	for i, n := range w.nodes {
+		switch {
+		case n.stopped:
+		case sum > 0:
+			parts[i] /= sum
+		default:
+			parts[i] = 1 / live
+		}
+	}
+	return parts
+}
+
+// home lets a gateway send to one node as long as that works.
+func (g *gateway) home(node int) *gateway {
+	g.to = make([]float64, len(g.received))
+	g.to[node] = 1
+	return g
 }
 
 func (w *world) run(d time.Duration) {
