@@ -1,6 +1,7 @@
 package share
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -33,8 +34,8 @@ type Reason string
 
 const (
 	ReasonCeiling  Reason = "ceiling"  // the policy's: there is room for all of it
-	ReasonBudget   Reason = "budget"   // a fair part of it
-	ReasonDrain    Reason = "drain"    // the same, while nodes work off what is late
+	ReasonBudget   Reason = "budget"   // a fair part of a node's
+	ReasonDrain    Reason = "drain"    // the same, while the node works off what is late
 	ReasonFloor    Reason = "floor"    // the policy's
 	ReasonRise     Reason = "rise"     // there is room for more; it rises gradually
 	ReasonStale    Reason = "stale"    // no node has reported for 7 s: it falls slowly towards the floor
@@ -71,7 +72,7 @@ type Decision struct {
 	Totals   Totals
 }
 
-// Totals are what a decision was made of. Rates are exchanges a second.
+// Totals are what a decision was made of, over all nodes. Rates are exchanges a second.
 type Totals struct {
 	Capacity float64       `json:"capacity"` // of nodes that report; 0: unknown
 	Demand   float64       `json:"demand"`   // of routine exchanges
@@ -123,6 +124,7 @@ func (c *Controller) Decide(now time.Time) Decision {
 		c.demands(at, dt)
 	}
 	t := c.totals(at)
+	c.distribute(at, dt)
 	late := t.Delay > 2*load.Target && !t.Frozen
 	if !c.warm && gained && at >= warmUp {
 		c.warm = true
@@ -136,7 +138,7 @@ func (c *Controller) Decide(now time.Time) Decision {
 	case t.Frozen:
 		changed = c.decay(at, dt)
 	default:
-		c.divide(&t)
+		c.divide()
 		changed, fell = c.move(at, dt, late)
 	}
 	changed += c.defaults(at, late)
@@ -164,14 +166,19 @@ func (c *Controller) prune(now time.Duration) (gained bool) {
 	if !c.anyFresh(now) {
 		return gained
 	}
-	c.byName = slices.DeleteFunc(c.byName, func(n *node) bool {
-		gone := now-n.at > goneAfter
-		if gone {
-			c.taken -= len(n.taken)
-			delete(c.nodes, n.name)
+	isGone := func(n *node) bool { return now-n.at > goneAfter }
+	if !slices.ContainsFunc(c.byName, isGone) {
+		return gained
+	}
+	for _, l := range c.leaves {
+		for _, w := range l.workers {
+			before := len(w.taken)
+			w.taken = slices.DeleteFunc(w.taken, func(k intake) bool { return isGone(k.node) })
+			c.taken -= before - len(w.taken)
 		}
-		return gone
-	})
+	}
+	c.byName = slices.DeleteFunc(c.byName, isGone)
+	maps.DeleteFunc(c.nodes, func(_ string, n *node) bool { return isGone(n) })
 	return gained
 }
 
@@ -179,8 +186,8 @@ func (c *Controller) anyFresh(now time.Duration) bool {
 	return slices.ContainsFunc(c.byName, func(n *node) bool { return n.fresh(now) })
 }
 
-// totals sums up nodes and demand. Nodes whose capacity nobody knows count as the
-// mean of the others.
+// totals finds out what nodes can do, and sums that up, and demand. Nodes whose
+// capacity nobody knows count as the mean of the others.
 func (c *Controller) totals(now time.Duration) Totals {
 	t := Totals{Effect: c.tau, Horizon: max(3*(c.tau+c.tick()), minHorizon)}
 	for _, n := range c.byName {
@@ -189,38 +196,40 @@ func (c *Controller) totals(now time.Duration) Totals {
 		}
 	}
 	t.Frozen = t.Fresh == 0
-	var known, unknown, late float64
-	count := 0.0
+	var known, count float64
 	for _, n := range c.byName {
-		p := n.presence(now)
+		n.present = n.presence(now)
 		if t.Frozen && n.known {
-			p = c.lastPresence(n)
+			n.present = c.lastPresence(n)
 		}
-		if p == 0 {
+		if n.present == 0 {
 			continue
 		}
 		if !n.fresh(now) {
 			t.Stale++
 		}
 		t.Delay = max(t.Delay, n.delay())
-		capacity := n.rateCapacity()
-		if capacity == 0 {
-			unknown += p
-			continue
+		if capacity := n.rateCapacity(); capacity > 0 {
+			known += n.present * capacity
+			count += n.present
 		}
-		known += p * capacity
-		count += p
-		late += p * capacity * n.delay().Seconds()
 	}
-	if count > 0 {
-		t.Capacity = known * (1 + unknown/count)
+	for _, n := range c.byName {
+		capacity := n.rateCapacity()
+		if capacity == 0 && count > 0 {
+			capacity = known / count
+		}
+		n.capacity = n.present * capacity
+		n.drain = n.capacity * n.delay().Seconds() / t.Horizon.Seconds()
+		t.Capacity += n.capacity
+		t.Drain += n.drain
 	}
 	for _, l := range c.sorted {
 		t.Demand += l.routine
 		t.Priority += l.priority
 	}
-	t.Drain = late / t.Horizon.Seconds()
-	t.Budget = headRoom*t.Capacity - min(t.Priority, priorityPart*t.Capacity) - t.Drain
+	c.all.capacity, c.all.drain, c.all.priority = t.Capacity, t.Drain, t.Priority
+	t.Budget = c.all.budget()
 	return t
 }
 

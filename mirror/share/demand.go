@@ -35,9 +35,13 @@ type leaf struct {
 	routine, priority float64 // demand, exchanges a second
 	taken             float64 // exchanges that nodes got since the last tick
 	takenRate         float64
-	floor             float64 // exchanges a second that its floor really brings
-	spare             float64 // what its priority classes may have
-	lies              bool    // sends more than it counts
+	floor             float64       // exchanges a second that its floor really brings
+	spare             float64       // what its priority classes may have
+	untold            time.Duration // when there was no room for what a node got of it
+	even              float64       // part that is spread evenly over nodes, as far as is known
+	scarce            float64       // part that goes to nodes that are used up
+	by                *pool         // whose budget binds it; nil: none
+	lies              bool          // sends more than it counts
 
 	share    output
 	prio     output
@@ -53,6 +57,7 @@ type worker struct {
 	count counts
 	at    time.Duration // when it had counted so, on our time line
 	by    *node
+	taken []intake // by node
 
 	next    counts // the newest since the last tick
 	nextAt  time.Duration
@@ -100,27 +105,51 @@ func (c *Controller) hear(n *node, r *load.Report, d *load.Demand) {
 
 // intake is how many exchanges of a worker a node got by some time of its own.
 type intake struct {
-	count uint64
-	at    time.Duration
+	id     int // of the node
+	node   *node
+	epoch  uint64
+	count  uint64
+	at     time.Duration
+	recent float64 // exchanges; see distribute
 }
 
 // take counts what a node itself got of a worker. What it got before we listened
-// does not count, nor does more than a moment's part of what it got over a while. A
-// worker that is new to a node long known, or just restarted, began with nothing.
+// does not count, nor, of the rate, does more than a moment's part of what it got
+// over a while. A worker that is new to a node long known, or just restarted, began
+// with nothing.
 func (c *Controller) take(n *node, w *worker, l *leaf, got uint64, at time.Duration) {
-	before, ok := n.taken[w]
-	if got == 0 || got <= before.count || !ok && c.taken >= maxTaken {
+	if got == 0 {
 		return
 	}
-	n.taken[w] = intake{got, at}
-	if ok {
-		l.taken += float64(got-before.count) * min(1, takenSpan.Seconds()/max(at-before.at, time.Millisecond).Seconds())
+	i, ok := slices.BinarySearchFunc(w.taken, n.id, func(k intake, id int) int { return cmp.Compare(k.id, id) })
+	if !ok {
+		if c.taken >= maxTaken {
+			l.untold = n.at
+			c.faults[FaultFull]++
+			return
+		}
+		c.taken++
+		w.taken = slices.Insert(w.taken, i, intake{id: n.id, node: n})
+	}
+	k := &w.taken[i]
+	first := !ok || k.epoch != n.report.Epoch
+	if !first && got <= k.count {
 		return
 	}
-	c.taken++
-	if n.restarted || n.at-n.since > forgetAfter {
-		l.taken += float64(min(got, maxFirst))
+	more := 0.0
+	switch {
+	case !first:
+		more = float64(got - k.count)
+	case n.restarted || n.at-n.since > forgetAfter:
+		more = float64(min(got, maxFirst))
 	}
+	span := max(at-k.at, time.Millisecond).Seconds()
+	k.recent += min(more, maxWorkerRate*span)
+	if !first {
+		more *= min(1, takenSpan.Seconds()/span)
+	}
+	l.taken += more
+	k.epoch, k.count, k.at = n.report.Epoch, got, at
 }
 
 // newer orders what several nodes heard of a worker in one tick.

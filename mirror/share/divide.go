@@ -8,34 +8,32 @@ import (
 	"time"
 )
 
-// divide shares the budget out: over tenants, over the gateways of each, and over
+// divide shares the budgets out: over tenants, over the gateways of each, and over
 // the policies of each of these.
-func (c *Controller) divide(t *Totals) {
+func (c *Controller) divide() {
 	for _, l := range c.sorted {
 		l.share.want, l.prio.want = math.Inf(1), 1
-		l.share.reason = ReasonBudget
-		if t.Drain > (1-headRoom)*t.Capacity {
-			l.share.reason = ReasonDrain
-		}
+		l.spare, l.by, l.share.reason = l.priority, nil, ReasonBudget
 	}
-	if t.Capacity == 0 {
+	if c.all.capacity == 0 {
 		return
 	}
-	for _, l := range c.sorted {
-		l.spare = l.priority
-	}
-	if most := priorityPart * t.Capacity; t.Priority > most {
-		c.level(most, most, func(l *leaf) claim { return claim{max: l.priority} }, func(l *leaf, got float64) {
-			l.spare = got
-			if l.priority > 0 {
+	if slices.ContainsFunc(c.byName, func(n *node) bool { return n.priority > priorityPart*n.capacity }) {
+		c.allot((*leaf).priorities, (*pool).most, func(l *leaf, p *pool, got float64) {
+			if got < l.spare {
+				l.spare, l.by = got, p
 				l.prio.want = got / l.priority
 			}
 		})
 	}
-	less := t.Budget + min(t.Priority, priorityPart*t.Capacity)
-	c.level(less+t.Drain, less, (*leaf).claim, func(l *leaf, got float64) {
-		if l.routine > 0 {
-			l.share.want = max(0, got-l.spare) / l.routine
+	c.allot((*leaf).claim, (*pool).room, func(l *leaf, p *pool, got float64) {
+		want := max(0, got-l.spare)
+		if l.routine == 0 || want >= l.share.want*l.routine {
+			return
+		}
+		l.share.want, l.by, l.share.reason = want/l.routine, p, ReasonBudget
+		if p.drain > (1-headRoom)*p.capacity {
+			l.share.reason = ReasonDrain
 		}
 	})
 }
@@ -44,77 +42,17 @@ func (c *Controller) divide(t *Totals) {
 // classes have, which count towards its fair part, and what its floor does, as that
 // comes whatever is decided.
 func (l *leaf) claim() claim {
-	return claim{min: l.spare + l.floor, max: l.spare + max(l.floor, l.ceiling()*l.routine)}
+	return claim{min: l.spare + l.floor, max: l.spare + max(l.floor, min(l.share.want, l.ceiling())*l.routine)}
 }
+
+// priorities is the claim of its priority classes.
+func (l *leaf) priorities() claim { return claim{max: l.spare} }
 
 func (l *leaf) ceiling() float64 { return float64(l.policy.Ceiling) / Everything }
 
 // least is the floor, and what it takes to keep demand in sight.
 func (l *leaf) least() float64 {
 	return min(max(float64(l.policy.Floor)/Everything, leastShare), l.ceiling())
-}
-
-// level shares a budget of exchanges a second out, by leaves' claims; see fill.
-func (c *Controller) level(budget, less float64, of func(*leaf) claim, set func(*leaf, float64)) {
-	tenants, gateways, policies := c.claims[0][:0], c.claims[1][:0], c.claims[2][:0]
-	for i := 0; i < len(c.sorted); {
-		t := c.sorted[i].policy.tenant
-		sum := claim{weight: t.weight}
-		for ; i < len(c.sorted) && c.sorted[i].policy.tenant == t; i++ {
-			sum.add(of(c.sorted[i]))
-		}
-		tenants = append(tenants, sum)
-	}
-	fill(tenants, budget, less)
-	for i, t := 0, 0; i < len(c.sorted); t++ {
-		first := i
-		gateways = gateways[:0]
-		for i < len(c.sorted) && c.sorted[i].policy.tenant == c.sorted[first].policy.tenant {
-			sum, n := c.gatewaySum(i, of)
-			gateways = append(gateways, sum)
-			i += n
-		}
-		fill(gateways, tenants[t].full, tenants[t].got)
-		for j, g := first, 0; j < i; g++ {
-			_, n := c.gatewaySum(j, of)
-			if n == 1 {
-				set(c.sorted[j], gateways[g].got)
-				j++
-				continue
-			}
-			policies = policies[:0]
-			for _, l := range c.sorted[j : j+n] {
-				one := of(l)
-				one.weight = 1
-				policies = append(policies, one)
-			}
-			fill(policies, gateways[g].full, gateways[g].got)
-			for k, l := range c.sorted[j : j+n] {
-				set(l, policies[k].got)
-			}
-			j += n
-		}
-	}
-	c.claims = [3][]claim{tenants, gateways, policies}
-}
-
-// gatewaySum is the claim of all n leaves of a tenant at one gateway, from the first on.
-func (c *Controller) gatewaySum(first int, of func(*leaf) claim) (sum claim, n int) {
-	l := c.sorted[first]
-	sum.weight = l.weight
-	for ; first+n < len(c.sorted); n++ {
-		o := c.sorted[first+n]
-		if o.key.gateway != l.key.gateway || o.policy.tenant != l.policy.tenant {
-			break
-		}
-		sum.add(of(o))
-	}
-	return sum, n
-}
-
-func (c *claim) add(o claim) {
-	c.min += o.min
-	c.max += o.max
 }
 
 // move lets shares follow what they ought to be: down at once, up gradually.
@@ -264,6 +202,9 @@ func (c *Controller) list(d *Decision) {
 		return cmp.Or(strings.Compare(a.Workload, b.Workload), strings.Compare(a.Policy, b.Policy))
 	})
 }
+
+// isBound tells whether a budget binds its share.
+func (l *leaf) isBound() bool { return l.share.want < l.ceiling() || l.prio.want < 1 }
 
 // why says what binds the share.
 func (l *leaf) why() Reason {

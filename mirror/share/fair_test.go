@@ -4,6 +4,9 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+	"time"
+
+	"github.com/periscope-mesh/periscope/mirror/load"
 )
 
 func TestFillLevel(t *testing.T) {
@@ -78,5 +81,37 @@ func TestFill(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+// Where there is no room to keep what nodes got of a gateway, its exchanges are taken to
+// be spread evenly, and leave the rest of a node to those that are at home there.
+func TestUntold(t *testing.T) {
+	c := New(Config{Policies: []Policy{{ID: "ns/p", Ceiling: Everything}}})
+	c.taken = maxTaken - 1
+	now := time.Unix(1e9, 0)
+	var home, untold load.Demand
+	home = load.Demand{Gateway: "ingress/home", VM: "a", Policy: "ns/p"}
+	untold = load.Demand{Gateway: "ingress/untold", VM: "b", Policy: "ns/p"}
+	for i := range uint64(40) {
+		home.Eligible, untold.Eligible, home.Received, untold.Received = i*500, i*500, i*50, i*50
+		for _, node := range []string{"node-0", "node-1"} {
+			r := load.Report{Node: node, Epoch: 1, Uptime: time.Duration(i) * tick, Capacity: 1000, Demands: []load.Demand{home, untold}}
+			if node == "node-1" {
+				r.Demands = r.Demands[1:]
+			}
+			c.Observe(r, now)
+		}
+		c.Decide(now)
+		now = now.Add(tick)
+	}
+	for gateway, want := range map[string]float64{home.Gateway: 450, untold.Gateway: 900} {
+		l := c.leaves[leafKey{gateway, "ns/p"}]
+		if got := l.share.want * l.routine; math.Abs(got-want) > 20 {
+			t.Errorf("%s may mirror %.0f, want %.0f", gateway, got, want)
+		}
+	}
+	if c.taken != maxTaken || c.faults[FaultFull] == 0 {
+		t.Errorf("%d kept, faults %v", c.taken, c.faults)
 	}
 }

@@ -25,19 +25,19 @@ const (
 
 // node is what is known of one.
 type node struct {
-	name     string
+	id       int // in the order in which nodes were heard of
 	known    bool
 	report   load.Report   // the latest, without demands
 	at       time.Duration // of its arrival
 	offset   time.Duration // our time line less its Uptime, at best
-	capacity load.Capacity
+	estimate load.Capacity
 	rate     float64 // exchanges analysed a second
 	gained   bool    // has told two reports
 	idle     bool    // did nothing between the last two
 
 	since     time.Duration // when we heard of this epoch of it
 	restarted bool
-	taken     map[*worker]intake
+	pool
 }
 
 // advance takes a report. It tells whether that is later than what is known.
@@ -46,7 +46,6 @@ func (n *node) advance(r *load.Report, at time.Duration, faults map[Fault]uint64
 	restarted := n.known && r.Epoch != last.Epoch
 	if restarted {
 		faults[FaultEpoch]++
-		clear(n.taken)
 	}
 	if !n.known || restarted {
 		n.known, n.restarted, n.idle, n.since, n.at, n.offset = true, restarted, false, at, at, at-r.Uptime
@@ -82,7 +81,7 @@ func (n *node) advance(r *load.Report, at time.Duration, faults map[Fault]uint64
 	if r.Busy > 0 && r.Busy >= last.Busy {
 		use = (r.Busy - last.Busy).Seconds() / interval.Seconds() // of the very interval
 	}
-	if r.Analysed < last.Analysed || r.Discarded < last.Discarded || !n.capacity.Add(load.Interval{
+	if r.Analysed < last.Analysed || r.Discarded < last.Discarded || !n.estimate.Add(load.Interval{
 		Length: interval, Analysed: r.Analysed - last.Analysed, Discarded: r.Discarded - last.Discarded,
 		Utilization: use, Delay: n.delay(),
 	}) {
@@ -106,7 +105,7 @@ func (n *node) delay() time.Duration {
 
 // rateCapacity is the estimate of its capacity, or its own, or 0.
 func (n *node) rateCapacity() float64 {
-	if c := n.capacity.Rate(); c > 0 {
+	if c := n.estimate.Rate(); c > 0 {
 		return c
 	}
 	if c := n.report.Capacity; c > 0 && c <= maxCapacity {

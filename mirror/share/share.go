@@ -1,6 +1,6 @@
 // Package share decides which part of its traffic each gateway mirrors, from what
-// analysis nodes report of their load and of the demand at gateways: a rate budget,
-// shared out fairly. docs/backpressure.md has the rules and what they do.
+// analysis nodes report of their load and of the demand at gateways: each node's rate
+// budget, shared out fairly. docs/backpressure.md has the rules and what they do.
 //
 // It is pure: it reads no clock and no network, starts nothing, and leaves nothing
 // to chance. Every replica of the control plane runs it on the same reports, without
@@ -74,13 +74,17 @@ type Controller struct {
 	demandsHeld int
 
 	nodes    map[string]*node
+	heardOf  int     // nodes, ever
 	byName   []*node // sorted
+	fullest  []*pool // theirs, those with the most claims by their budgets first
+	all      pool    // of all of them
+	even     bool    // something is spread evenly over them
 	leaves   map[leafKey]*leaf
 	gateways map[string]int // leaves of each
 	sorted   []*leaf        // by tenant, gateway, policy
 	groups   map[groupKey]*group
 	workers  int
-	taken    int  // entries of all nodes' taken
+	taken    int  // entries of all workers' taken
 	resort   bool // leaves came or went
 	relist   bool // the same, for what is shown
 
@@ -236,10 +240,7 @@ func (c *Controller) absorb() {
 			c.faults[FaultFull]++
 			continue
 		}
-		before := len(n.taken)
-		later := n.advance(&a.Report, a.at, c.faults)
-		c.taken += len(n.taken) - before
-		if !later {
+		if !n.advance(&a.Report, a.at, c.faults) {
 			continue
 		}
 		for j := range a.Demands {
@@ -254,7 +255,8 @@ func (c *Controller) absorb() {
 func (c *Controller) node(name string) *node {
 	n := c.nodes[name]
 	if n == nil && len(c.nodes) < maxNodes {
-		n = &node{name: strings.Clone(name), taken: map[*worker]intake{}}
+		n = &node{id: c.heardOf, pool: pool{name: strings.Clone(name)}}
+		c.heardOf++
 		c.nodes[n.name] = n
 		i, _ := slices.BinarySearchFunc(c.byName, n.name, func(n *node, name string) int { return strings.Compare(n.name, name) })
 		c.byName = slices.Insert(c.byName, i, n)
@@ -312,12 +314,7 @@ func (c *Controller) removeLeaf(l *leaf) {
 
 func (c *Controller) forget(w *worker) {
 	c.workers--
-	for _, n := range c.byName {
-		if _, ok := n.taken[w]; ok {
-			delete(n.taken, w)
-			c.taken--
-		}
-	}
+	c.taken -= len(w.taken)
 }
 
 // sort puts leaves into the order in which they are computed and shown.

@@ -3,7 +3,7 @@ package share
 import (
 	"iter"
 	"maps"
-	"slices"
+	"math"
 	"time"
 )
 
@@ -20,7 +20,7 @@ type State struct {
 	Workers  int              `json:"workers"`          // series of counters
 }
 
-// NodeState is a node, as it was reported last.
+// NodeState is a node, as it was reported last, and its budget.
 type NodeState struct {
 	Name        string        `json:"name"`
 	Age         time.Duration `json:"age"`    // of the last report
@@ -32,6 +32,11 @@ type NodeState struct {
 	Rate        float64       `json:"rate"`
 	Capacity    float64       `json:"capacity"` // estimate; 0: unknown
 	Sockets     string        `json:"sockets"`  // who counts them
+	Demand      float64       `json:"demand"`   // of routine exchanges of gateways that send there
+	Priority    float64       `json:"priority"` // demand of priority classes
+	Drain       float64       `json:"drain"`    // left free to work off what is late
+	Budget      float64       `json:"budget"`   // for routine exchanges; below 0: less than none
+	Bound       int           `json:"bound"`    // shares that are bound by it
 }
 
 // ShareState is a share with what it was made of.
@@ -45,20 +50,45 @@ type ShareState struct {
 	From     int           `json:"from"` // PPM before the last change
 	Since    time.Duration `json:"since"`
 	Lies     bool          `json:"lies,omitempty"` // sends more than it counts
+	// Nodes is the part that each gets, without those that get less than 1 %; what is
+	// missing is taken to be spread evenly.
+	Nodes map[string]float64 `json:"nodes,omitempty"`
+	Node  string             `json:"node,omitempty"` // by whose budget it is bound; empty: by that of all, if at all
 }
 
 // State shows everything.
 func (c *Controller) State(now time.Time) State {
 	at := c.since(now)
 	s := State{At: now, Ready: c.warm, Totals: c.shown.Totals, Defaults: c.shown.Defaults, Faults: maps.Clone(c.faults), Workers: c.workers}
+	bound, parts := map[*pool]int{}, map[*leaf]map[string]float64{}
+	for _, l := range c.sorted {
+		if l.by != nil && l.isBound() {
+			bound[l.by]++
+		}
+	}
 	for _, n := range c.byName {
+		for _, k := range n.parts {
+			if parts[k.leaf] == nil {
+				parts[k.leaf] = map[string]float64{}
+			}
+			if k.of >= 0.01 {
+				parts[k.leaf][n.name] = math.Round(100*k.of) / 100
+			}
+		}
 		r := &n.report
 		s.Nodes = append(s.Nodes, NodeState{
 			Name: n.name, Age: at - n.at, Counts: n.presence(at), Kernel: r.Kernel, Queue: r.Queue, Lag: r.Lag,
 			Utilization: r.Utilization, Rate: n.rate, Capacity: n.rateCapacity(), Sockets: r.Sockets.Backend,
+			Demand: n.demand, Priority: n.priority, Drain: n.drain, Budget: n.budget(), Bound: bound[&n.pool],
 		})
 	}
-	s.Shares = slices.AppendSeq(s.Shares, c.Shares(now))
+	i := 0
+	for share := range c.Shares(now) {
+		l := c.sorted[i]
+		share.Nodes = parts[l]
+		s.Shares = append(s.Shares, share)
+		i++
+	}
 	return s
 }
 
@@ -70,6 +100,9 @@ func (c *Controller) Shares(now time.Time) iter.Seq[ShareState] {
 			s := ShareState{
 				Share: c.shown.Shares[i], Tenant: l.policy.Tenant, Demand: l.routine, Priority: l.priority, Received: l.takenRate,
 				Workers: len(l.workers), From: l.share.from, Since: at - l.share.changed, Lies: l.lies,
+			}
+			if l.by != nil && l.isBound() {
+				s.Node = l.by.name
 			}
 			s.Reason = l.why()
 			if !yield(s) {
