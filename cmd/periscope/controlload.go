@@ -105,6 +105,7 @@ type nodePressure struct {
 	Reports     uint64      `json:"reports"`
 	Streams     uint64      `json:"streams"`
 	Restarts    uint64      `json:"restarts"` // of the node
+	Budget      *nodeBudget `json:"budget,omitempty"`
 	Report      *loadReport `json:"report,omitempty"`
 }
 
@@ -158,10 +159,15 @@ func (c *control) pressure() any {
 		return out
 	}
 	var nodes []orca.Node
-	out.Total = c.sharing.totals()
+	var budgets map[string]*nodeBudget
+	out.Total, budgets = c.sharing.totals()
 	nodes, out.LeftOut = c.loads.watcher.Nodes()
 	for _, n := range nodes {
-		out.Nodes = append(out.Nodes, nodePressure{n.Address, n.State, n.Fault, n.ConnectedAt, n.ReceivedAt, n.Reports, n.Streams, n.Restarts, showReport(n.Report)})
+		var budget *nodeBudget
+		if n.Report != nil {
+			budget = budgets[n.Report.Node]
+		}
+		out.Nodes = append(out.Nodes, nodePressure{n.Address, n.State, n.Fault, n.ConnectedAt, n.ReceivedAt, n.Reports, n.Streams, n.Restarts, budget, showReport(n.Report)})
 	}
 	return out
 }

@@ -268,17 +268,32 @@ func (s *sharing) decisions() map[decided][]share.ShareState {
 	return out
 }
 
-// totals are what the shares were made of.
-func (s *sharing) totals() *shareTotals {
+// totals are what the shares were made of, on the whole and by node.
+func (s *sharing) totals() (*shareTotals, map[string]*nodeBudget) {
 	if s == nil {
-		return nil
+		return nil, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	state := s.controller.State(time.Now())
+	nodes := map[string]*nodeBudget{}
+	for _, n := range state.Nodes {
+		nodes[n.Name] = &nodeBudget{Counts: n.Counts, Capacity: n.Capacity, Demand: n.Demand, Priority: n.Priority, Drain: n.Drain, Budget: n.Budget, Bound: n.Bound}
+	}
 	t := state.Totals
 	return &shareTotals{Ready: state.Ready, Capacity: t.Capacity, Demand: t.Demand, Priority: t.Priority, Drain: t.Drain, Budget: t.Budget,
-		Delay: t.Delay.Seconds(), Effect: t.Effect.Seconds(), Fresh: t.Fresh, Stale: t.Stale, Frozen: t.Frozen, Workers: state.Workers, Faults: state.Faults}
+		Delay: t.Delay.Seconds(), Effect: t.Effect.Seconds(), Fresh: t.Fresh, Stale: t.Stale, Frozen: t.Frozen, Workers: state.Workers, Faults: state.Faults}, nodes
+}
+
+// nodeBudget is what shares are made of at a node. Rates are exchanges a second.
+type nodeBudget struct {
+	Counts   float64 `json:"counts"` // how much of the node counts: 1 all, 0 nothing
+	Capacity float64 `json:"capacity"`
+	Demand   float64 `json:"demand"`   // routine exchanges that policies want, at gateways that send there
+	Priority float64 `json:"priority"` // those of a class that sampling spares
+	Drain    float64 `json:"drain"`    // left free to work off what is late
+	Budget   float64 `json:"budget"`   // for routine exchanges
+	Bound    int     `json:"bound"`    // shares that are bound by it
 }
 
 // shareTotals are the part of /debug/pressurez about all nodes and gateways. Rates

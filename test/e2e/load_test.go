@@ -16,6 +16,7 @@ type pressure struct {
 	Nodes []struct {
 		Address, State, Fault string
 		Restarts              int
+		Budget                *struct{ Counts, Demand float64 }
 		Report                *struct {
 			Node               string
 			Analysed, Priority uint64
@@ -52,7 +53,9 @@ spec:
 	state("a fault without a node", func() bool { return p.Nodes[0].State == "connecting" && p.Nodes[0].Fault != "" })
 	node := start(t, r.nodeArgs()...)
 	node.waitFor("node started")
-	state("the node reports", func() bool { return p.Nodes[0].State == "reporting" && p.Nodes[0].Fault == "" })
+	state("the node reports", func() bool {
+		return p.Nodes[0].State == "reporting" && p.Nodes[0].Fault == "" && p.Nodes[0].Budget != nil && p.Nodes[0].Budget.Counts == 1
+	})
 	synced(t, r.debug)
 
 	const each = 50
@@ -67,6 +70,14 @@ spec:
 	if d := p.Nodes[0].Report.Demands[0]; d.Policy != "default/load" || d.Mirrored < each || d.Mirrored > d.Eligible-each/2 {
 		t.Errorf("demand %+v", d)
 	}
+	var shares []struct {
+		Decisions []struct{ Nodes map[string]float64 }
+	}
+	state("where the gateway's exchanges go", func() bool {
+		get(t, "http://"+r.http+"/items/1") // rates are of two reports
+		getJSON(t, "http://"+r.debug+"/debug/sharez", &shares)
+		return p.Nodes[0].Budget.Demand > 0 && len(shares) == 1 && len(shares[0].Decisions) == 1 && shares[0].Decisions[0].Nodes[p.Nodes[0].Report.Node] == 1
+	})
 
 	// Stopped, it is silent on a connection that stays open.
 	if err := node.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
