@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/periscope-mesh/periscope/mirror/load"
+	"github.com/periscope-mesh/periscope/node/cgroup"
 	"github.com/periscope-mesh/periscope/node/ingest"
 	"github.com/periscope-mesh/periscope/node/pressure"
 )
@@ -166,6 +168,16 @@ func (n *node) pressureState() nodePressureState {
 	}
 	out.Analysed, out.Discarded = n.meter.counts()
 	return out
+}
+
+// cpusOf is how many CPUs the process may use at a time. Go counts the quotas of its
+// control groups in, but as whole CPUs, and never less than two.
+func cpusOf() float64 {
+	all := float64(runtime.GOMAXPROCS(0))
+	if quota := (cgroup.Host{}).Quota(); quota > 0 {
+		return min(all, quota)
+	}
+	return all
 }
 
 // cpuTime is what the process has used.

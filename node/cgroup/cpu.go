@@ -48,21 +48,25 @@ type files struct {
 	rootsOwnFile string // only the root of all has it, with a weight that means nothing
 }
 
+// find gives the process's group that bounds its CPU time, and where that hierarchy is
+// mounted.
+func (h Host) find() (of files, dir, mount string, err error) {
+	if dir, mount, err = h.dir("cpu"); err == nil {
+		return files{1, "cpu.shares", 1024. / DefaultWeight, quota1, "release_agent"}, dir, mount, nil
+	}
+	dir, mount, err = h.dir("")
+	return files{2, "cpu.weight", 1, quota2, ""}, dir, mount, err
+}
+
 // CPU reads what there is now.
 func (h Host) CPU() (CPU, error) {
-	of := files{2, "cpu.weight", 1, quota2, ""}
-	dir, mount, err := h.dir("cpu")
-	if err == nil {
-		of = files{1, "cpu.shares", 1024. / DefaultWeight, quota1, "release_agent"}
-	} else if dir, mount, err = h.dir(""); err != nil {
+	of, dir, mount, err := h.find()
+	if err != nil {
 		return CPU{}, err
 	}
-	out := CPU{Version: of.version, Group: dir, Root: true}
+	out := CPU{Version: of.version, Group: dir, Root: true, Quota: h.quota(of, dir, mount)}
 	for top := false; !top; dir = path.Dir(dir) {
 		top = dir == mount || dir == "/"
-		if q := of.quota(h, dir); q > 0 && (out.Quota == 0 || q < out.Quota) {
-			out.Quota = q
-		}
 		weight, ok := h.weight(of, dir)
 		if !ok {
 			continue // the group's parent bounds it, or it is the root
@@ -77,6 +81,27 @@ func (h Host) CPU() (CPU, error) {
 		}
 	}
 	return out, nil
+}
+
+// Quota reads how many CPUs the groups around the process leave it at most; 0: all,
+// or it is not known.
+func (h Host) Quota() float64 {
+	of, dir, mount, err := h.find()
+	if err != nil {
+		return 0
+	}
+	return h.quota(of, dir, mount)
+}
+
+// quota is the least of a group's and of those around it.
+func (h Host) quota(of files, dir, mount string) (least float64) {
+	for top := false; !top; dir = path.Dir(dir) {
+		top = dir == mount || dir == "/"
+		if q := of.quota(h, dir); q > 0 && (least == 0 || q < least) {
+			least = q
+		}
+	}
+	return least
 }
 
 // weight is a group's; false: it has none, or is the root of all.
