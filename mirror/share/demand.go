@@ -30,6 +30,7 @@ type leaf struct {
 	policy  *policy
 	group   *group
 	weight  float64
+	place   int // among the gateways of all tenants
 	workers []*worker
 
 	routine, priority float64 // demand, exchanges a second
@@ -39,7 +40,9 @@ type leaf struct {
 	spare             float64       // what its priority classes may have
 	untold            time.Duration // when there was no room for what a node got of it
 	even              float64       // part that is spread evenly over nodes, as far as is known
-	scarce            float64       // part that goes to nodes that are used up
+	whole             claim         // for all its exchanges
+	bound             bound         // the one that counts
+	bounds            []bound       // of this round
 	by                *pool         // whose budget binds it; nil: none
 	lies              bool          // sends more than it counts
 

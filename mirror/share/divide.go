@@ -19,34 +19,36 @@ func (c *Controller) divide() {
 		return
 	}
 	if slices.ContainsFunc(c.byName, func(n *node) bool { return n.priority > priorityPart*n.capacity }) {
-		c.allot((*leaf).priorities, (*pool).most, func(l *leaf, p *pool, got float64) {
-			if got < l.spare {
-				l.spare, l.by = got, p
-				l.prio.want = got / l.priority
+		c.allot((*leaf).priorities, (*pool).most)
+		for _, l := range c.sorted {
+			if l.bound.by != nil && l.priority > 0 {
+				l.spare, l.by = l.bound.got, l.bound.by
+				l.prio.want = l.spare / l.priority
 			}
-		})
-	}
-	c.allot((*leaf).claim, (*pool).room, func(l *leaf, p *pool, got float64) {
-		want := max(0, got-l.spare)
-		if l.routine == 0 || want >= l.share.want*l.routine {
-			return
 		}
-		l.share.want, l.by, l.share.reason = want/l.routine, p, ReasonBudget
+	}
+	c.allot((*leaf).claim, (*pool).room)
+	for _, l := range c.sorted {
+		p := l.bound.by
+		if p == nil || l.routine == 0 {
+			continue
+		}
+		l.share.want, l.by = max(0, l.bound.got-l.spare)/l.routine, p
 		if p.drain > (1-headRoom)*p.capacity {
 			l.share.reason = ReasonDrain
 		}
-	})
+	}
 }
 
 // claim of a leaf: what its ceiling lets through; and in any case what its priority
 // classes have, which count towards its fair part, and what its floor does, as that
 // comes whatever is decided.
 func (l *leaf) claim() claim {
-	return claim{min: l.spare + l.floor, max: l.spare + max(l.floor, min(l.share.want, l.ceiling())*l.routine)}
+	return claim{min: l.spare + l.floor, max: l.spare + max(l.floor, l.ceiling()*l.routine)}
 }
 
 // priorities is the claim of its priority classes.
-func (l *leaf) priorities() claim { return claim{max: l.spare} }
+func (l *leaf) priorities() claim { return claim{max: l.priority} }
 
 func (l *leaf) ceiling() float64 { return float64(l.policy.Ceiling) / Everything }
 

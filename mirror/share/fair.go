@@ -6,6 +6,7 @@ type claim struct {
 	min, max float64
 	full     float64 // of the budget
 	got      float64 // of the same, less what is left free to work off what is late
+	of       int     // parts, if it is a gateway's
 }
 
 // content is the part of the level up to which claims count as modest.

@@ -88,7 +88,7 @@ func TestFill(t *testing.T) {
 // be spread evenly, and leave the rest of a node to those that are at home there.
 func TestUntold(t *testing.T) {
 	c := New(Config{Policies: []Policy{{ID: "ns/p", Ceiling: Everything}}})
-	c.taken = maxTaken - 1
+	c.taken = maxTaken - 2
 	now := time.Unix(1e9, 0)
 	var home, untold load.Demand
 	home = load.Demand{Gateway: "ingress/home", VM: "a", Policy: "ns/p"}

@@ -12,6 +12,7 @@ const (
 	partSpan  = time.Second // smoothing of where exchanges go, if slowCount do so meanwhile; else it is slowestSpan
 	leastPart = 0.0001      // of a leaf's exchanges, by a worker; what is less is taken to be spread evenly
 	leastEven = 0.01        // the same; what is less is not worth it
+	leastRest = 0.001       // of a budget; what is less is not worth it
 	material  = 0.4         // the same: nodes that get so much bind the leaf
 )
 
@@ -24,13 +25,16 @@ type pool struct {
 	demand   float64 // routine exchanges that would go there
 	priority float64 // those of priority classes
 	parts    []part  // in the order of leaves
-	fullness float64 // claims by budget
+	tight    bool    // claimed beyond the budget
+	full     float64 // budget, without what comes spread evenly
+	less     float64 // the same, less drain
 }
 
 // part of a leaf's exchanges.
 type part struct {
 	*leaf
-	of float64
+	of    float64
+	claim claim
 }
 
 // most gives what priority classes may have.
@@ -55,13 +59,16 @@ func (p *pool) add(l *leaf, of float64) {
 		p.parts[last].of += of
 		return
 	}
-	p.parts = append(p.parts, part{l, of})
+	p.parts = append(p.parts, part{leaf: l, of: of})
 }
 
-// claimed is the sum of claims.
-func (p *pool) claimed(of func(*leaf) claim) (sum float64) {
-	for _, k := range p.parts {
-		sum += k.of * of(k.leaf).max
+// claims lets all parts claim what their leaves do, and sums that up. To have an even
+// share on the whole, a leaf must have as much at a node as it sends there.
+func (p *pool) claims() (sum float64) {
+	for i := range p.parts {
+		k := &p.parts[i]
+		k.claim = claim{weight: k.of, min: k.of * k.whole.min, max: k.of * k.whole.max}
+		sum += k.claim.max
 	}
 	return sum
 }
@@ -115,66 +122,103 @@ func (l *leaf) distribute(least, most float64, untold bool) {
 	}
 }
 
-// allot shares every node's budget out: first that of all nodes together, to what is
-// spread evenly; then node by node, those with the most claims first. A leaf is bound
-// by the nodes that are used up, from the one on by which a material part of it goes to
-// such; at the others it claims no more than it has got.
-func (c *Controller) allot(of func(*leaf) claim, budget func(*pool) (budget, less float64), set func(*leaf, *pool, float64)) {
+// bound is what a leaf may have by a budget.
+type bound struct {
+	by  *pool
+	of  float64 // part of the leaf's exchanges that counts there
+	got float64
+}
+
+// allot shares every budget out: that of all nodes together to what is spread evenly,
+// and each node's to what goes there. A leaf has what the tightest nodes that get a
+// material part of it leave it. What it then leaves at others goes to those that are
+// at home there.
+func (c *Controller) allot(of func(*leaf) claim, budget func(*pool) (full, less float64)) {
 	for _, l := range c.sorted {
-		l.scarce = 0
+		l.whole, l.bound, l.bounds = of(l), bound{}, l.bounds[:0]
 	}
 	even := 0.0
 	if c.even {
-		most, less := budget(&c.all)
-		scarce := c.all.claimed(of) > less
-		c.level(c.all.parts, most, less, of, func(l *leaf, got float64) {
-			even += l.even * got
-			if !scarce {
-				return
+		full, less := budget(&c.all)
+		tight := c.all.claims() > less
+		c.level(c.all.parts, full, less)
+		for _, k := range c.all.parts {
+			even += k.even * k.claim.got
+			if tight && k.even > 0 {
+				k.bounds = append(k.bounds, bound{&c.all, k.even, k.claim.got})
 			}
-			if l.scarce = l.even; l.scarce >= material {
-				set(l, &c.all, got)
-			}
-		})
+		}
 	}
-	c.fullest = c.fullest[:0]
 	for _, n := range c.byName {
-		if n.capacity > 0 {
-			_, less := budget(&n.pool)
-			n.fullness = (n.claimed(of) + even*n.present/c.all.present) / max(less, 1e-9)
-			c.fullest = append(c.fullest, &n.pool)
+		n.full, n.less = budget(&n.pool)
+		n.full -= even * n.present / c.all.present
+		n.less -= even * n.present / c.all.present
+		if n.tight = n.capacity > 0 && n.claims() > n.less; n.tight {
+			c.level(n.parts, n.full, n.less)
+			for _, k := range n.parts {
+				k.bounds = append(k.bounds, bound{&n.pool, k.of, k.claim.got / k.of})
+			}
 		}
 	}
-	slices.SortStableFunc(c.fullest, func(a, b *pool) int { return cmp.Compare(b.fullness, a.fullness) })
-	for _, p := range c.fullest {
-		most, less := budget(p)
-		most, less = most-even*p.present/c.all.present, less-even*p.present/c.all.present
-		if p.claimed(of) <= less {
-			continue
-		}
-		binds := false
-		for _, k := range p.parts {
-			k.scarce += k.of
-			binds = binds || k.scarce >= material
-		}
-		if binds {
-			c.level(p.parts, most, less, of, func(l *leaf, got float64) {
-				if l.scarce >= material {
-					set(l, p, got)
+	for _, l := range c.sorted {
+		l.settle()
+	}
+	for _, n := range c.byName {
+		if n.tight && n.rest() {
+			c.level(n.parts, n.full, n.less)
+			for _, k := range n.parts {
+				if k.atHome(&n.pool) {
+					k.bound.got = k.claim.got / k.of
 				}
-			})
+			}
 		}
 	}
 }
 
-// level shares a budget of exchanges a second out, by leaves' claims; see fill.
-func (c *Controller) level(parts []part, budget, less float64, of func(*leaf) claim, set func(*leaf, float64)) {
+// settle finds the bound that counts.
+func (l *leaf) settle() {
+	slices.SortStableFunc(l.bounds, func(a, b bound) int { return cmp.Compare(a.got, b.got) })
+	sum := 0.0
+	for _, b := range l.bounds {
+		if sum += b.of; sum >= material {
+			l.bound = b
+			return
+		}
+	}
+}
+
+// atHome tells whether the leaf is bound by the pool, and by no other.
+func (l *leaf) atHome(p *pool) bool { return l.bound.by == p && l.bound.of > 1-material }
+
+// rest tells whether those bound elsewhere leave anything to those at home, and lets
+// them claim no more than they have.
+func (p *pool) rest() bool {
+	rest, home := p.less, false
+	for i := range p.parts {
+		k := &p.parts[i]
+		if k.atHome(p) {
+			home = true
+		} else {
+			k.claim.max = k.claim.got
+			if k.bound.by != nil {
+				k.claim.max = min(k.claim.max, k.of*k.bound.got)
+			}
+			k.claim.min = k.claim.max
+		}
+		rest -= min(k.claim.got, k.claim.max)
+	}
+	return home && rest > leastRest*p.less
+}
+
+// level shares a budget of exchanges a second out over tenants, their gateways, and the
+// policies of these; see fill.
+func (c *Controller) level(parts []part, budget, less float64) {
 	tenants, gateways, policies := c.claims[0][:0], c.claims[1][:0], c.claims[2][:0]
 	for i := 0; i < len(parts); {
 		t := parts[i].policy.tenant
 		sum := claim{weight: t.weight}
 		for ; i < len(parts) && parts[i].policy.tenant == t; i++ {
-			sum.add(parts[i].claim(of))
+			sum.add(parts[i].claim)
 		}
 		tenants = append(tenants, sum)
 	}
@@ -183,52 +227,42 @@ func (c *Controller) level(parts []part, budget, less float64, of func(*leaf) cl
 		first := i
 		gateways = gateways[:0]
 		for i < len(parts) && parts[i].policy.tenant == parts[first].policy.tenant {
-			sum, n := gatewaySum(parts[i:], of)
+			sum := gatewaySum(parts[i:])
 			gateways = append(gateways, sum)
-			i += n
+			i += sum.of
 		}
 		fill(gateways, tenants[t].full, tenants[t].got)
 		for j, g := first, 0; j < i; g++ {
-			_, n := gatewaySum(parts[j:], of)
-			if n == 1 {
-				set(parts[j].leaf, gateways[g].got/parts[j].of)
+			one := &gateways[g]
+			if one.of == 1 {
+				parts[j].claim.got = one.got
 				j++
 				continue
 			}
 			policies = policies[:0]
-			for _, k := range parts[j : j+n] {
-				policies = append(policies, k.claim(of))
+			for _, k := range parts[j : j+one.of] {
+				policies = append(policies, k.claim)
 			}
-			fill(policies, gateways[g].full, gateways[g].got)
-			for i, k := range parts[j : j+n] {
-				set(k.leaf, policies[i].got/k.of)
+			fill(policies, one.full, one.got)
+			for _, p := range policies {
+				parts[j].claim.got = p.got
+				j++
 			}
-			j += n
 		}
 	}
 	c.claims = [3][]claim{tenants, gateways, policies}
 }
 
-// claim of the part: to have an even share on the whole, a leaf must have as much at
-// a node as it sends there.
-func (p part) claim(of func(*leaf) claim) claim {
-	k := of(p.leaf)
-	return claim{weight: p.of, min: p.of * k.min, max: p.of * k.max}
-}
-
-// gatewaySum is the claim of all n parts of a tenant at one gateway, from the first on.
-func gatewaySum(parts []part, of func(*leaf) claim) (sum claim, n int) {
+// gatewaySum is the claim of all parts of a tenant at one gateway, from the first on.
+func gatewaySum(parts []part) (sum claim) {
 	l := parts[0].leaf
-	for _, k := range parts {
-		if k.key.gateway != l.key.gateway || k.policy.tenant != l.policy.tenant {
-			break
-		}
-		one := k.claim(of)
-		sum.add(one)
-		sum.weight = max(sum.weight, l.weight*one.weight)
-		n++
+	for sum.of < len(parts) && parts[sum.of].place == l.place {
+		k := &parts[sum.of]
+		sum.add(k.claim)
+		sum.weight = max(sum.weight, l.weight*k.of)
+		sum.of++
 	}
-	return sum, n
+	return sum
 }
 
 func (c *claim) add(o claim) {

@@ -76,7 +76,6 @@ type Controller struct {
 	nodes    map[string]*node
 	heardOf  int     // nodes, ever
 	byName   []*node // sorted
-	fullest  []*pool // theirs, those with the most claims by their budgets first
 	all      pool    // of all of them
 	even     bool    // something is spread evenly over them
 	leaves   map[leafKey]*leaf
@@ -333,6 +332,12 @@ func (c *Controller) sort() {
 	slices.SortFunc(c.sorted, func(a, b *leaf) int {
 		return cmp.Or(strings.Compare(a.policy.Tenant, b.policy.Tenant), strings.Compare(a.key.gateway, b.key.gateway), strings.Compare(a.key.policy, b.key.policy))
 	})
+	for i, l := range c.sorted {
+		l.place = i
+		if i > 0 && c.sorted[i-1].key.gateway == l.key.gateway && c.sorted[i-1].policy.tenant == l.policy.tenant {
+			l.place = c.sorted[i-1].place
+		}
+	}
 }
 
 // mean of shares, weighted by demand.

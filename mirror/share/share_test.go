@@ -349,7 +349,9 @@ func TestOrder(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	w := newWorld(t, policies(1), 8, 1000)
 	for i := range 30 {
-		w.gateway(fmt.Sprint("g", i), 100+rng.Float64()*1000)
+		if g := w.gateway(fmt.Sprint("g", i), 100+rng.Float64()*1000); i%2 == 0 {
+			g.home(i / 2 % 8)
+		}
 	}
 	others := []*share.Controller{share.New(policies(1)), share.New(policies(1))}
 	var held []load.Report
@@ -389,12 +391,22 @@ func TestOrder(t *testing.T) {
 // Two replicas of which one hears everything later, at other times, and not all of
 // it, differ by little, and no more in the end than in the beginning.
 func TestReplicas(t *testing.T) {
+	t.Run("spread", func(t *testing.T) { testReplicas(t, 1, false, 1.35) })
+	t.Run("half at home", func(t *testing.T) { testReplicas(t, 1, true, 1.5) })
+	t.Run("half at home, tenants", func(t *testing.T) { testReplicas(t, 3, true, 1.35) })
+}
+
+func testReplicas(t *testing.T, tenants int, home bool, most float64) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	w := newWorld(t, policies(1), 4, 2500)
+	w := newWorld(t, policies(tenants), 4, 2500)
 	for i := range 20 {
-		w.gateway(fmt.Sprint("g", i), 300+rng.Float64()*1500)
+		g := w.gateway(fmt.Sprint("g", i), 300+rng.Float64()*1500)
+		g.policy = fmt.Sprint("ns/p", i%tenants)
+		if home && i%2 == 0 {
+			g.home(i / 2 % 4)
+		}
 	}
-	other := share.New(policies(1))
+	other := share.New(policies(tenants))
 	offset := 5 * time.Hour // its clock is another
 	type late struct {
 		at time.Time
@@ -418,7 +430,7 @@ func TestReplicas(t *testing.T) {
 		w.last = w.c.Decide(w.now)
 		w.apply(w.last)
 		if i == 2400 { // the other one is started anew under load
-			other, restarted = share.New(policies(1)), true
+			other, restarted = share.New(policies(tenants)), true
 		}
 		now := w.now.Add(23 * time.Millisecond)
 		slices.SortStableFunc(queue, func(a, b late) int { return a.at.Compare(b.at) })
@@ -440,7 +452,7 @@ func TestReplicas(t *testing.T) {
 		}
 		near(t, "sum of shares", b, a, 0.15)
 	}
-	if !restarted || max(worst[0], worst[1]) > 1.35 {
+	if !restarted || max(worst[0], worst[1]) > most {
 		t.Errorf("shares differ by factors up to %.2f, then %.2f", worst[0], worst[1])
 	}
 	t.Logf("shares differ by factors up to %.2f, then, after a restart, %.2f", worst[0], worst[1])
