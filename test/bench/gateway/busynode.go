@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,10 +28,8 @@ const (
 	feedMost = 16
 	// Between two batches.
 	slowest, fastest = 20 * time.Millisecond, time.Millisecond
-	// wanted is the part of the CPU that a node wants, and idle that it uses, when
-	// it counts as such.
+	// wanted is the part of the CPU that a busy node wants.
 	wanted = 0.95
-	idle   = 0.1
 )
 
 // busyNode is an analysis node on the gateways' CPU. It is stopped but while it
@@ -38,6 +37,7 @@ const (
 type busyNode struct {
 	cmd   *exec.Cmd
 	port  int
+	admin string
 	batch []byte
 	every time.Duration // a batch is sent
 	http  *http.Client
@@ -54,20 +54,24 @@ func (b *bench) startNode(ctx context.Context) (*busyNode, error) {
 	if err != nil {
 		return nil, err
 	}
+	admin, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
 	log := filepath.Join(dir, "log")
 	out, err := os.Create(log)
 	if err != nil {
 		return nil, fmt.Errorf("create the node's log: %w", err)
 	}
 	defer out.Close()
-	n := &busyNode{batch: busyBatch(), http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{Protocols: new(http.Protocols)}}}
+	n := &busyNode{admin: admin, batch: busyBatch(), http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{Protocols: new(http.Protocols)}}}
 	n.http.Transport.(*http.Transport).Protocols.SetUnencryptedHTTP2(true)
 	_, port, _ := net.SplitHostPort(addr)
 	if n.port, err = strconv.Atoi(port); err != nil {
 		return nil, err
 	}
 	// It finds no control plane, and analyses by the default policy.
-	n.cmd = exec.Command(b.periscope, "node", "--node-listen", addr, "--node-admin", "127.0.0.1:0", "--node-orca", "127.0.0.1:0", "--control", "127.0.0.1:1", "--data", dir)
+	n.cmd = exec.Command(b.periscope, "node", "--node-listen", addr, "--node-admin", admin, "--node-orca", "127.0.0.1:0", "--control", "127.0.0.1:1", "--data", dir)
 	n.cmd.Stdout, n.cmd.Stderr = out, out
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it dies with this thread
 	if err := b.pinning.start(n.cmd.Start); err != nil {
@@ -133,6 +137,7 @@ func (n *busyNode) stop() {
 	_ = n.cmd.Process.Signal(syscall.SIGCONT)
 	proxy.End(n.cmd)
 	n.http.CloseIdleConnections()
+	http.DefaultClient.CloseIdleConnections()
 }
 
 // send hands the node one batch.
@@ -177,7 +182,7 @@ func (n *busyNode) feed(ctx context.Context) {
 }
 
 // busy calls f while the node wants all of its CPU, and gives the part that it
-// had.
+// had. The node is to be drained then.
 func (n *busyNode) busy(ctx context.Context, f func() error) (had float64, err error) {
 	if err := n.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		return 0, fmt.Errorf("go on with the node: %w", err)
@@ -191,7 +196,7 @@ func (n *busyNode) busy(ctx context.Context, f func() error) (had float64, err e
 	}
 	cancel()
 	fed.Wait()
-	return had, errors.Join(err, n.drain(ctx))
+	return had, err
 }
 
 // saturated waits until the node wants all of its CPU.
@@ -256,18 +261,41 @@ func (n *busyNode) during(ctx context.Context, while time.Duration) (proxy.CPUTi
 	return after.Sub(before), time.Since(start), err
 }
 
-// drain waits until the node has nothing more to do, and stops it.
+// drain waits until the node has nothing more to analyse, and stops it.
 func (n *busyNode) drain(ctx context.Context) error {
 	for start := time.Now(); ; {
-		t, took, err := n.during(ctx, 100*time.Millisecond)
+		left, err := n.queued(ctx)
 		if err != nil {
 			return err
 		}
-		if (t.Run + t.Wait).Seconds() < idle*took.Seconds() {
+		if left == 0 {
 			return n.cmd.Process.Signal(syscall.SIGSTOP)
 		}
 		if time.Since(start) > drainFor {
-			return fmt.Errorf("the node is still busy %v after the end of a burst", drainFor)
+			return fmt.Errorf("the node still has %d exchanges to analyse %v after the end of a burst", left, drainFor)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// queued is how many exchanges wait for analysis.
+func (n *busyNode) queued(ctx context.Context) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.admin+"/debug/ingestz", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, fmt.Errorf("ask the node: %w", err)
+	}
+	defer resp.Body.Close()
+	var state struct{ RingExchanges int }
+	if err := json.NewDecoder(resp.Body).Decode(&state); err != nil {
+		return 0, fmt.Errorf("ask the node: %w", err)
+	}
+	return state.RingExchanges, nil
 }
