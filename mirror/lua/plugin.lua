@@ -897,7 +897,7 @@ local function export(h)
   for i = 1, #COUNTERS do
     local n = count[COUNTERS[i]]
     if n > exported[i] then
-      stats:counter(COUNTERS[i]):inc(n - exported[i])
+      stats:counter(COUNTERS[i]):add(n - exported[i])
       exported[i] = n
     end
   end
