@@ -891,13 +891,14 @@ local function failed(h, message)
   if count.errors <= 10 then h:logWarn("periscope: " .. tostring(message)) end
 end
 
--- export adds to Envoy's own counters, which Lua has from Envoy 1.38 on.
+-- export adds to Envoy's own counters, where Lua has them: from Envoy 1.38 on.
 local function export(h)
   local stats = h:stats()
   for i = 1, #COUNTERS do
     local n = count[COUNTERS[i]]
     if n > exported[i] then
-      stats:counter(COUNTERS[i]):add(n - exported[i])
+      local c = stats:counter(COUNTERS[i])
+      if c.add then c:add(n - exported[i]) end
       exported[i] = n
     end
   end
