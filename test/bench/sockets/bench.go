@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,9 +77,12 @@ func loopback() error {
 }
 
 func (b *bench) all(ctx context.Context, o options, r *report) error {
+	start := time.Now()
 	if o.blocks > 0 {
+		until := start.Add(o.limit * 2 / 5)
 		for _, way := range []string{kept, once} {
-			got, err := b.overhead(ctx, way, o.blocksOf(way), o.window)
+			got, err := b.overhead(ctx, way, o.blocksOf(way), o.window, until)
+			until = start.Add(o.limit / 2)
 			if err != nil {
 				return fmt.Errorf("overhead, %s: %w", way, err)
 			}
@@ -95,7 +99,7 @@ func (b *bench) all(ctx context.Context, o options, r *report) error {
 	steps := slices.DeleteFunc(scenarios(), func(s scenario) bool { return !o.only.MatchString(s.name) })
 	if o.rounds > 0 {
 		var err error
-		if r.steps, err = b.detect(ctx, steps, o.rounds); err != nil {
+		if r.steps, err = b.detect(ctx, steps, o.rounds, start.Add(o.limit)); err != nil {
 			return err
 		}
 	}

@@ -107,8 +107,9 @@ type detection struct {
 	order   []string // of series
 }
 
-// detect makes every scenario's step so many times.
-func (b *bench) detect(ctx context.Context, all []scenario, rounds int) (_ []detected, err error) {
+// detect makes every scenario's step so many times, or as often as there is time,
+// alike for all.
+func (b *bench) detect(ctx context.Context, all []scenario, rounds int, until time.Time) (_ []detected, err error) {
 	r, err := b.startNode(ctx, nodeConfig{}, true)
 	if err != nil {
 		return nil, err
@@ -125,8 +126,9 @@ func (b *bench) detect(ctx context.Context, all []scenario, rounds int) (_ []det
 		return nil, err
 	}
 	var out []detected
-	for _, s := range all {
-		got, err := d.run(ctx, s, rounds)
+	for i, s := range all {
+		left := time.Until(until) / time.Duration(len(all)-i)
+		got, err := d.run(ctx, s, rounds, time.Now().Add(left))
 		if err != nil {
 			return out, fmt.Errorf("%s: %w", s.name, err)
 		}
@@ -135,7 +137,7 @@ func (b *bench) detect(ctx context.Context, all []scenario, rounds int) (_ []det
 	return out, nil
 }
 
-func (d *detection) run(ctx context.Context, s scenario, rounds int) (_ detected, err error) {
+func (d *detection) run(ctx context.Context, s scenario, rounds int, until time.Time) (_ detected, err error) {
 	out := detected{scenario: s.name, wanted: rounds, after: map[string][]float64{}}
 	sender := newSender(s.way, exchanges(s.exchanges, s.bodyBytes), s.underWay)
 	defer sender.close()
@@ -146,7 +148,7 @@ func (d *detection) run(ctx context.Context, s scenario, rounds int) (_ detected
 		stop()
 		err = errors.Join(err, <-sent)
 	}()
-	for len(out.capacities) < rounds {
+	for len(out.capacities) < rounds && (len(out.capacities) == 0 || time.Now().Before(until)) {
 		demand, capacity := s.demand, 0.0
 		if demand == 0 {
 			capacity, err = d.capacity(ctx, s.work, sender) // each time: the machine's speed changes

@@ -86,6 +86,7 @@ type options struct {
 	sizes  []int
 	rounds int
 	only   *regexp.Regexp // steps
+	limit  time.Duration
 	write  string
 }
 
@@ -106,6 +107,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	sizes := fs.String("sizes", "100,1000,10000", "comma-separated `numbers` of connections whose sampling is measured; empty: none")
 	fs.IntVar(&o.rounds, "rounds", 9, "times that each step is made; 0: none")
 	only := fs.String("only", "", "regular `expression` of the steps to make; default: all")
+	fs.DurationVar(&o.limit, "limit", 9*time.Minute, "time after which nothing more is begun: fewer blocks, fewer steps of each kind")
 	fs.StringVar(&o.write, "write", "", "`file` whose marked section is replaced; default: print")
 	if err := fs.Parse(args); err != nil {
 		return o, err
@@ -131,6 +133,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("-blocks %d is not from 0 to 100000", o.blocks)
 	case o.rounds < 0 || o.rounds > 1000:
 		return o, fmt.Errorf("-rounds %d is not from 0 to 1000", o.rounds)
+	case o.limit < time.Second || o.limit > 24*time.Hour:
+		return o, fmt.Errorf("-limit %v is not from 1s to 24h", o.limit)
 	case o.window < 10*time.Millisecond || o.window > time.Minute:
 		return o, fmt.Errorf("-window %v is not from 10ms to 1m", o.window)
 	}

@@ -202,7 +202,7 @@ func (r *report) writeSteps(b *strings.Builder) {
 		r.steps[0].wanted, sampleEvery, mixedConns, calm, hold, disturbed)
 	for _, d := range r.steps {
 		if n := len(d.capacities); n < d.wanted {
-			fmt.Fprintf(b, "\nNote: %s: the machine was too busy for more than %d steps.\n", d.scenario, n)
+			fmt.Fprintf(b, "\nNote: %s: the machine was too busy, or time too short, for more than %d of the steps.\n", d.scenario, n)
 		}
 	}
 }

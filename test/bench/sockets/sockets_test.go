@@ -92,7 +92,7 @@ func TestParse(t *testing.T) {
 	if o, err := parse([]string{"-sizes", "", "-blocks", "0", "-rounds", "0"}, t.Output()); err != nil || o.sizes != nil {
 		t.Errorf("nothing: %+v, %v", o, err)
 	}
-	for _, args := range [][]string{{"-sizes", "1"}, {"-sizes", "10,,20"}, {"-sizes", "20000"}, {"-blocks", "-1"}, {"-rounds", "-1"}, {"-window", "1ms"}, {"-only", "("}, {"extra"}, {"-nothing"}} {
+	for _, args := range [][]string{{"-sizes", "1"}, {"-sizes", "10,,20"}, {"-sizes", "20000"}, {"-blocks", "-1"}, {"-rounds", "-1"}, {"-window", "1ms"}, {"-only", "("}, {"-limit", "1ms"}, {"extra"}, {"-nothing"}} {
 		if _, err := parse(args, io.Discard); err == nil {
 			t.Errorf("%v is accepted", args)
 		}
