@@ -76,19 +76,10 @@ func loopback() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
+// all measures what is wanted. New connections come last: the kernel remembers each
+// for a minute, and inet_diag walks through what it remembers.
 func (b *bench) all(ctx context.Context, o options, r *report) error {
 	start := time.Now()
-	if o.blocks > 0 {
-		until := start.Add(o.limit * 2 / 5)
-		for _, way := range []string{kept, once} {
-			got, err := b.overhead(ctx, way, o.blocksOf(way), o.window, until)
-			until = start.Add(o.limit / 2)
-			if err != nil {
-				return fmt.Errorf("overhead, %s: %w", way, err)
-			}
-			r.overheads = append(r.overheads, got)
-		}
-	}
 	for _, n := range o.sizes {
 		got, err := b.costs(ctx, n)
 		if err != nil {
@@ -96,14 +87,28 @@ func (b *bench) all(ctx context.Context, o options, r *report) error {
 		}
 		r.costs = append(r.costs, got)
 	}
+	overhead := func(way string, blocks int, until time.Time) error {
+		if blocks == 0 {
+			return nil
+		}
+		got, err := b.overhead(ctx, way, blocks, o.window, until)
+		if err != nil {
+			return fmt.Errorf("overhead, %s: %w", way, err)
+		}
+		r.overheads = append(r.overheads, got)
+		return nil
+	}
+	if err := overhead(kept, o.blocks, start.Add(o.limit*4/10)); err != nil {
+		return err
+	}
 	steps := slices.DeleteFunc(scenarios(), func(s scenario) bool { return !o.only.MatchString(s.name) })
 	if o.rounds > 0 {
 		var err error
-		if r.steps, err = b.detect(ctx, steps, o.rounds, start.Add(o.limit)); err != nil {
+		if r.steps, err = b.detect(ctx, steps, o.rounds, start.Add(o.limit*9/10)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return overhead(once, (o.blocks+2)/3, start.Add(o.limit)) // there is no goal
 }
 
 // rig is a node in its control group, and what is loaded into that.

@@ -90,14 +90,6 @@ type options struct {
 	write  string
 }
 
-// blocksOf are fewer where there is no goal.
-func (o options) blocksOf(way string) int {
-	if way == kept {
-		return o.blocks
-	}
-	return max(1, o.blocks/3)
-}
-
 func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("bench-sockets", flag.ContinueOnError)
