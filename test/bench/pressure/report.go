@@ -158,6 +158,7 @@ func (c cell) outcome(seeds int) outcome {
 		for _, f := range []struct{ to, from *float64 }{
 			{&sum.goodput, &o.goodput}, {&sum.priority, &o.priority}, {&sum.waste, &o.waste}, {&sum.p99, &o.p99}, {&sum.settled, &o.settled},
 			{&sum.unsteady, &o.unsteady}, {&sum.recovery, &o.recovery}, {&sum.pushes, &o.pushes}, {&sum.quiet, &o.quiet},
+			{&sum.roaming, &o.roaming}, {&sum.home, &o.home}, {&sum.others, &o.others}, {&sum.otherP99, &o.otherP99},
 		} {
 			*f.to += *f.from / float64(seeds)
 		}

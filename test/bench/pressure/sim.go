@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	usual       = 50_000.0 // exchanges a second that the node can analyse
+	usual       = 50_000.0 // exchanges a second that a node can analyse
 	dropCost    = 0.12     // of an exchange's cost is that of reading
 	priorityOf  = 0.05     // of demand is of a priority class
 	goodWithin  = 0.1      // seconds from arrival to analysis
@@ -24,8 +24,9 @@ const (
 	burstMS     = 20
 	sampleMS    = 10
 	reportMS    = 50
-	leastMS     = 20 // between urgent reports
-	reportLag   = 1  // ms from a node to the control plane
+	leastMS     = 20  // between urgent reports
+	reportLag   = 1   // ms from a node to the control plane
+	moveMS      = 200 // from a node's end, or return, until its gateways go elsewhere, or come back
 )
 
 // scenario is one run's conditions.
@@ -33,10 +34,11 @@ type scenario struct {
 	gateways      int
 	tau           time.Duration // mean time from a decision to its effect at a gateway
 	multiple      float64       // of capacity that is demanded during the step
-	nominal       float64       // exchanges a second that the node can analyse
+	nominal       float64       // exchanges a second that a node can analyse
 	capacity      float64       // part of nominal that there is during the step
 	guard         bool
 	hot           bool // ten gateways; nine want 5 % of the capacity each, the first the rest
+	homes         homes
 	misread       float64
 	from, to, end time.Duration
 	seed          uint64
@@ -47,7 +49,19 @@ func (s scenario) String() string {
 	return fmt.Sprintf("%d gateways, %v, ×%g, capacity %g, guard %t, hot %t, seed %d", s.gateways, s.tau, s.multiple, s.capacity, s.guard, s.hot, s.seed)
 }
 
-// outcome of a run, between from and to.
+// homes is how gateways spread over several nodes. Each gateway sends to one node, in
+// turn, as long as that is there; the last ones roam: they send to all alike, and want
+// half as much as those of one node. The step of demand is that of the first node's
+// gateways alone, unless that node is away meanwhile: then demand is the same all the
+// time.
+type homes struct {
+	nodes   int // 0: one
+	roaming int
+	away    bool
+}
+
+// outcome of a run, between from and to; of several nodes, of the first one, or, if
+// that is away, of the second.
 type outcome struct {
 	goodput  float64 // analysed in time, of what could have been
 	priority float64 // exchanges of a priority class analysed in time, of those that were to be mirrored
@@ -58,27 +72,38 @@ type outcome struct {
 	unsteady float64 // variation of the share beyond that of demand
 	recovery float64 // s from the end of the step until the share is 0.95
 	pushes   float64 // changes a second and gateway
-	quiet    float64 // share that the quiet gateways had, in scenario hot
+	quiet    float64 // share that the quiet gateways had, in scenario hot, or those of other nodes
+	roaming  float64 // the same of those that roam
+	home     float64 // the same of those of the first node
+	others   float64 // goodput of the other nodes
+	otherP99 float64 // ms of delay at the other nodes
 	points   []overload.Point
 }
 
 // gateway is one, with one worker and one policy.
 type gateway struct {
-	name       string
-	part       float64 // of demand
-	burst      float64
-	rate       float64 // exchanges a ms, in this block
-	share      overload.Shares
-	lag        int // ms until a decision takes effect
-	next       []change
-	eligible   uint64
-	priority   uint64
-	mirrored   uint64
-	received   uint64
-	batched    uint64 // mirrored, at the last batch
-	heard      bool   // since the last report
-	heardCount [3]uint64
-	heardAt    int
+	name     string
+	part     float64 // of demand
+	burst    float64
+	rate     float64 // exchanges a ms, in this block
+	share    overload.Shares
+	home     int // node; −1: all of them
+	lag      int // ms until a decision takes effect
+	next     []change
+	eligible uint64
+	priority uint64
+	mirrored uint64
+	batched  uint64 // mirrored, at the last batch
+	batches  int
+	kept     [2]float64 // routine exchanges mirrored and wanted, in the step but for its first second
+}
+
+// hearing is what a node knows of a gateway.
+type hearing struct {
+	received uint64
+	heard    bool // since the last report
+	count    [3]uint64
+	at       int
 }
 
 type change struct {
@@ -90,6 +115,7 @@ type change struct {
 type batch struct {
 	gateway int
 	sent    int
+	events  uint64
 	count   [3]uint64
 }
 
@@ -158,17 +184,31 @@ func (f *fifo) age(now int) int {
 	return max(0, now-f.head)
 }
 
-// plant is gateways and a node, in steps of 1 ms.
+// plant is gateways and nodes, in steps of 1 ms.
 type plant struct {
 	scenario
 	rng      *rand.Rand
 	block    int // ms after which gateways' arrivals are drawn anew
 	gateways []gateway
+	nodes    []*node
 	now      int // ms
+	reports  []queuedReport
 
+	out                      outcome
+	mirroredWin, eligibleWin float64
+	shares, demands          []float64
+	pushed                   int
+}
+
+// node is an analysis node.
+type node struct {
+	name     string
+	epoch    uint64
+	since    int     // ms, of its start
 	unread   fifo    // in sockets
 	analysis fifo    // between reading and analysis
 	perMS    arrival // arrivals of this block
+	hears    []hearing
 	batches  []batch
 	read     int // of batches
 	meter    pressure.Meter
@@ -179,18 +219,14 @@ type plant struct {
 	discards float64
 	cpu      float64 // s
 	reported int
-	reports  []queuedReport
 
-	out                          outcome
 	demandMS                     float64
 	good, possible, came, spoilt float64
 	goodPriority, allPriority    float64
 	delays                       []float64
+	longest                      float64
+	settled                      float64
 	calm                         int
-	mirroredWin, eligibleWin     float64
-	shares, demands              []float64
-	quietMirrored, quietEligible float64
-	pushed                       int
 }
 
 type queuedReport struct {
@@ -204,22 +240,39 @@ func newPlant(s scenario) *plant {
 	if s.gateways > 1000 {
 		p.block = burstMS // they are a crowd
 	}
-	p.sample.CPUs = 1
-	p.out.settled, p.out.recovery = math.NaN(), math.NaN()
-	p.unread.at, p.analysis.at = make([]arrival, ms(s.end)+1), make([]arrival, ms(s.end)+1)
-	sum := 0.0
+	p.out.recovery = math.NaN()
+	for i := range max(1, s.homes.nodes) {
+		p.nodes = append(p.nodes, p.start(i, 0))
+	}
+	sums := make([]float64, len(p.nodes)+1) // of those at home at each node, and of those that roam
 	for i := range p.gateways {
 		g := &p.gateways[i]
 		g.name = gatewayName(i)
-		g.part = 1 / math.Sqrt(float64(i+1))
+		g.home = i % len(p.nodes)
+		if i >= s.gateways-s.homes.roaming {
+			g.home = -1
+		}
+		g.part = 1 / math.Sqrt(float64(i/len(p.nodes)+1))
 		g.share = overload.Shares{Routine: 1, Priority: 1}
 		g.lag = max(1, int(float64(ms(s.tau))*(0.5+p.rng.Float64())))
-		sum += g.part
+		sums[g.home+1] += g.part
 	}
 	for i := range p.gateways {
-		p.gateways[i].part /= sum
+		g := &p.gateways[i]
+		g.part /= sums[g.home+1]
+		if g.home < 0 {
+			g.part /= 2
+		}
 	}
 	return p
+}
+
+// start makes node i anew.
+func (p *plant) start(i, at int) *node {
+	n := &node{name: fmt.Sprintf("node-%d", i), epoch: uint64(at + 1), since: at, hears: make([]hearing, len(p.gateways)), settled: math.NaN()}
+	n.sample.CPUs = 1
+	n.unread, n.analysis = fifo{at: make([]arrival, ms(p.end)+1), head: at}, fifo{at: make([]arrival, ms(p.end)+1), head: at}
+	return n
 }
 
 func ms(d time.Duration) int { return int(d / time.Millisecond) }
@@ -234,6 +287,12 @@ func (p *plant) nodeCapacity() float64 {
 	return p.nominal
 }
 
+// away tells whether a node is gone, or gateways behave as though it were: they take
+// a moment to see that.
+func (p *plant) away(node, moment int) bool {
+	return p.homes.away && node == 0 && p.now >= ms(p.from)+moment && p.now < ms(p.to)+moment
+}
+
 // want is the demand of a gateway, in exchanges a second.
 func (p *plant) want(i int) float64 {
 	if p.hot {
@@ -246,10 +305,24 @@ func (p *plant) want(i int) float64 {
 		return 0.05 * p.nominal
 	}
 	m := 0.5
-	if p.step() {
+	if p.homes.away || p.step() && p.gateways[i].home == 0 {
 		m = p.multiple
 	}
 	return m * p.nominal * p.gateways[i].part
+}
+
+// targets are the nodes that a gateway sends to.
+func (p *plant) targets(g *gateway, to []int) []int {
+	to = to[:0]
+	if g.home >= 0 && !p.away(g.home, moveMS) {
+		return append(to, g.home)
+	}
+	for i := range p.nodes {
+		if !p.away(i, moveMS) {
+			to = append(to, i)
+		}
+	}
+	return to
 }
 
 // policyID is of the only policy.
@@ -271,10 +344,21 @@ func play(s scenario, c overload.Control) outcome {
 	p := newPlant(s)
 	next := 0
 	for ; p.now < ms(s.end); p.now++ {
-		p.arrive(c)
-		p.work(c)
-		if p.now%sampleMS == 0 {
-			p.look()
+		if s.homes.away && p.now == ms(s.to) { // it comes back, and knows nothing
+			n := p.start(0, p.now)
+			n.good, n.possible, n.came, n.spoilt = p.nodes[0].good, p.nodes[0].possible, p.nodes[0].came, p.nodes[0].spoilt
+			p.nodes[0] = n
+		}
+		p.arrive()
+		for i, n := range p.nodes {
+			if p.away(i, 0) {
+				p.lose(n)
+				continue
+			}
+			p.work(n, c)
+			if p.now%sampleMS == 0 {
+				p.look(n)
+			}
 		}
 		urgent := false
 		for len(p.reports) > 0 && p.reports[0].at <= p.now {
@@ -308,19 +392,21 @@ func (p *plant) push(all []overload.Shares, c overload.Control) {
 		}
 		if i == p.now%len(p.gateways) || len(p.gateways) < 10 {
 			now := time.Duration(p.now) * time.Millisecond
-			c.Effect(now, now+time.Duration(g.lag)*time.Millisecond+p.level.Kernel)
+			c.Effect(now, now+time.Duration(g.lag)*time.Millisecond+p.nodes[max(0, g.home)].level.Kernel)
 		}
 	}
 }
 
 // arrive draws what gateways mirror in the next block.
-func (p *plant) arrive(c overload.Control) {
+func (p *plant) arrive() {
 	if p.now%p.block != 0 {
 		return
 	}
 	bursts := p.now%burstMS == 0
-	p.perMS, p.demandMS = arrival{}, 0
-	quietMirrored, quietEligible := 0.0, 0.0
+	for _, n := range p.nodes {
+		n.perMS, n.demandMS = arrival{}, 0
+	}
+	var to []int
 	for i := range p.gateways {
 		g := &p.gateways[i]
 		for len(g.next) > 0 && g.next[0].at <= p.now {
@@ -339,72 +425,79 @@ func (p *plant) arrive(c overload.Control) {
 		g.eligible += uint64(priority + routine)
 		g.priority += uint64(priority)
 		g.mirrored += uint64(spared + mirrored)
-		p.perMS.routine += mirrored / float64(p.block)
-		p.perMS.priority += spared / float64(p.block)
-		p.demandMS += (priority + routine) / float64(p.block)
-		if i > 0 {
-			quietMirrored += mirrored
-			quietEligible += routine
+		to = p.targets(g, to)
+		for _, k := range to {
+			n, parts := p.nodes[k], float64(p.block*len(to))
+			n.perMS.routine += mirrored / parts
+			n.perMS.priority += spared / parts
+			n.demandMS += (priority + routine) / parts
+		}
+		if p.step() && p.now > ms(p.from)+1000 {
+			g.kept[0] += mirrored
+			g.kept[1] += routine
 		}
 		due := (p.now/p.block+i)%(batchMS/p.block) == 0
-		if n := g.mirrored - g.batched; n >= batchEvents || due && n > 0 {
+		if events := g.mirrored - g.batched; events >= batchEvents || due && events > 0 {
 			g.batched = g.mirrored
-			p.batches = append(p.batches, batch{i, p.now, [3]uint64{g.eligible, g.priority, g.mirrored}})
+			n := p.nodes[to[g.batches%len(to)]]
+			g.batches++
+			n.batches = append(n.batches, batch{i, p.now, events, [3]uint64{g.eligible, g.priority, g.mirrored}})
 		}
-	}
-	if p.step() && p.now > ms(p.from)+1000 {
-		p.quietMirrored += quietMirrored
-		p.quietEligible += quietEligible
 	}
 }
 
-// work lets the node read, discard and analyse for a ms. Reading goes first, as
+// lose is what becomes of what goes to a node that is away.
+func (p *plant) lose(n *node) {
+	n.batches, n.read = nil, 0
+	p.count(&n.came, n.perMS.all())
+	p.count(&n.spoilt, n.perMS.all())
+}
+
+// work lets a node read, discard and analyse for a ms. Reading goes first, as
 // analysis has the lower scheduling priority.
-func (p *plant) work(c overload.Control) {
-	in := p.perMS
-	p.count(&p.allPriority, in.priority)
-	room := queueLength*p.nominal - p.unread.size
+func (p *plant) work(n *node, c overload.Control) {
+	in := n.perMS
+	p.count(&n.allPriority, in.priority)
+	room := queueLength*p.nominal - n.unread.size
 	if most := float64(c.Limit() * p.scenario.gateways); most > 0 {
-		in.scale(room1(most-p.unread.size-p.analysis.size, in.all())) // what breakers drop is never mirrored
+		in.scale(room1(most-n.unread.size-n.analysis.size, in.all())) // what breakers drop is never mirrored
 	}
-	p.count(&p.came, in.all())
-	p.spoil(in.scale(room1(room, in.all())))
-	p.unread.push(p.now, in)
+	p.count(&n.came, in.all())
+	p.count(&n.spoilt, in.scale(room1(room, in.all())))
+	n.unread.push(p.now, in)
 
 	capacity := p.nodeCapacity() / 1000
 	left := capacity
-	p.guarding.Set(max(p.level.Delay, p.level.Wait(int(p.analysis.size))))
-	p.unread.pop(left/dropCost, p.now, func(at int, a arrival) {
+	n.guarding.Set(max(n.level.Delay, n.level.Wait(int(n.analysis.size))))
+	n.unread.pop(left/dropCost, p.now, func(at int, a arrival) {
 		left -= a.all() * dropCost
 		if p.guard {
-			gone := a.routine * p.guarding.Part()
+			gone := a.routine * n.guarding.Part()
 			a.routine -= gone
-			p.discards += gone
-			p.spoil(gone)
+			n.discards += gone
+			p.count(&n.spoilt, gone)
 		}
-		p.spoil(a.scale(room1(queueLength*p.nominal-p.analysis.size, a.all())))
-		p.analysis.push(at, a)
+		p.count(&n.spoilt, a.scale(room1(queueLength*p.nominal-n.analysis.size, a.all())))
+		n.analysis.push(at, a)
 	})
 	left = max(0, left)
-	p.analysis.pop(left/(1-dropCost), p.now, func(at int, a arrival) {
+	n.analysis.pop(left/(1-dropCost), p.now, func(at int, a arrival) {
 		left -= a.all() * (1 - dropCost)
-		p.analysed += a.all()
+		n.analysed += a.all()
 		if float64(p.now-at) <= goodWithin*1000 {
-			p.count(&p.good, a.all())
-			p.count(&p.goodPriority, a.priority)
+			p.count(&n.good, a.all())
+			p.count(&n.goodPriority, a.priority)
 		}
 	})
-	p.cpu += min((capacity-max(0, left))/capacity, 1) / 1000
-	for p.read < len(p.batches) && p.batches[p.read].sent < p.unread.head {
-		b := &p.batches[p.read]
-		g := &p.gateways[b.gateway]
-		g.heard, g.heardCount, g.heardAt = true, b.count, p.now
-		g.received = b.count[2]
-		p.read++
+	n.cpu += min((capacity-max(0, left))/capacity, 1) / 1000
+	for n.read < len(n.batches) && n.batches[n.read].sent < n.unread.head {
+		b := &n.batches[n.read]
+		h := &n.hears[b.gateway]
+		h.heard, h.count, h.at = true, b.count, p.now
+		h.received += b.events
+		n.read++
 	}
 }
-
-func (p *plant) spoil(n float64) { p.count(&p.spoilt, n) }
 
 func (p *plant) count(sum *float64, n float64) {
 	if p.step() {
@@ -412,35 +505,36 @@ func (p *plant) count(sum *float64, n float64) {
 	}
 }
 
-// look is the node looking at itself, and telling what it sees.
-func (p *plant) look() {
+// look is a node looking at itself, and telling what it sees.
+func (p *plant) look(n *node) {
 	at := time.Duration(p.now) * time.Millisecond
-	p.sample.At = at
-	p.sample.Kernel = time.Duration(p.unread.age(p.now)) * time.Millisecond
-	p.sample.Queue = time.Duration(p.analysis.age(p.now)) * time.Millisecond
-	p.sample.CPU = time.Duration(p.cpu * float64(time.Second) * p.misread)
-	p.sample.Queued = int(p.analysis.size)
-	p.sample.Analysed = uint64(p.analysed)
-	p.sample.Discarded = uint64(p.discards)
-	p.level, _ = p.meter.Add(p.sample)
-	since := p.now - p.reported
-	if since < reportMS && !(p.level.Delay > 2*load.Target && since >= leastMS) {
+	n.sample.At = at
+	n.sample.Kernel = time.Duration(n.unread.age(p.now)) * time.Millisecond
+	n.sample.Queue = time.Duration(n.analysis.age(p.now)) * time.Millisecond
+	n.sample.CPU = time.Duration(n.cpu * float64(time.Second) * p.misread)
+	n.sample.Queued = int(n.analysis.size)
+	n.sample.Analysed = uint64(n.analysed)
+	n.sample.Discarded = uint64(n.discards)
+	n.level, _ = n.meter.Add(n.sample)
+	since := p.now - n.reported
+	if since < reportMS && !(n.level.Delay > 2*load.Target && since >= leastMS) {
 		return
 	}
-	p.reported = p.now
+	n.reported = p.now
+	uptime := func(at int) time.Duration { return time.Duration(at-n.since)*time.Millisecond + 1000*time.Hour }
 	r := load.Report{
-		Node: "node", Epoch: 1, Uptime: at + 1000*time.Hour, Kernel: p.level.Kernel, Queue: p.level.Queue, Utilization: p.level.Utilization, Busy: p.level.Busy,
-		Capacity: p.level.Capacity, Analysed: p.sample.Analysed, Discarded: p.sample.Discarded,
+		Node: n.name, Epoch: n.epoch, Uptime: uptime(p.now), Kernel: n.level.Kernel, Queue: n.level.Queue, Utilization: n.level.Utilization, Busy: n.level.Busy,
+		Capacity: n.level.Capacity, Analysed: n.sample.Analysed, Discarded: n.sample.Discarded,
 	}
 	for i := range p.gateways {
-		g := &p.gateways[i]
-		if !g.heard {
+		h := &n.hears[i]
+		if !h.heard {
 			continue
 		}
-		g.heard = false
+		h.heard = false
 		r.Demands = append(r.Demands, load.Demand{
-			Gateway: g.name, VM: "vm", Policy: policyID, Eligible: g.heardCount[0], Priority: g.heardCount[1], Mirrored: g.heardCount[2],
-			Heard: time.Duration(g.heardAt)*time.Millisecond + 1000*time.Hour, Received: g.received,
+			Gateway: p.gateways[i].name, VM: "vm", Policy: policyID, Eligible: h.count[0], Priority: h.count[1], Mirrored: h.count[2],
+			Heard: uptime(h.at), Received: h.received,
 		})
 	}
 	p.reports = append(p.reports, queuedReport{p.now + reportLag, r})
@@ -448,29 +542,30 @@ func (p *plant) look() {
 
 // measure keeps what the outcome is made of.
 func (p *plant) measure() {
-	delay := float64(max(p.unread.age(p.now), p.analysis.age(p.now))) / 1000
-	var mirrored, all float64
+	for i, n := range p.nodes {
+		if !p.step() || p.away(i, 0) {
+			continue
+		}
+		delay := n.delay(p.now)
+		n.possible += min(p.nodeCapacity()/1000, n.demandMS)
+		n.delays = append(n.delays, delay)
+		n.longest = max(n.longest, 1000*delay)
+		if delay < 0.02 {
+			n.calm++
+		} else {
+			n.calm = 0
+		}
+		if n.calm == 500 && math.IsNaN(n.settled) {
+			n.settled = float64(p.now-ms(p.from)-499) / 1000
+		}
+	}
 	if p.now%p.block == 0 {
 		for i := range p.gateways {
-			g := &p.gateways[i]
-			w := p.want(i) * g.rate
-			mirrored += w * g.share.Routine
-			all += w
-		}
-		p.mirroredWin += mirrored
-		p.eligibleWin += all
-	}
-	if p.step() {
-		p.possible += min(p.nodeCapacity()/1000, p.demandMS)
-		p.delays = append(p.delays, delay)
-		p.out.longest = max(p.out.longest, 1000*delay)
-		if delay < 0.02 {
-			p.calm++
-		} else {
-			p.calm = 0
-		}
-		if p.calm == 500 && math.IsNaN(p.out.settled) {
-			p.out.settled = float64(p.now-ms(p.from)-499) / 1000
+			if g := &p.gateways[i]; len(p.nodes) == 1 || g.home == 0 { // those of the step
+				w := p.want(i) * g.rate
+				p.mirroredWin += w * g.share.Routine
+				p.eligibleWin += w
+			}
 		}
 	}
 	if p.now%50 == 49 {
@@ -482,28 +577,66 @@ func (p *plant) measure() {
 		if p.now >= ms(p.to) && math.IsNaN(p.out.recovery) && share > 0.95 {
 			p.out.recovery = float64(p.now-ms(p.to)) / 1000
 		}
-		if p.trace {
+		if n := p.nodes[0]; p.trace {
 			p.out.points = append(p.out.points, overload.Point{
 				T: float64(p.now) / 1000, Share: share, Demand: p.eligibleWin * float64(p.block) / 50 * 1000 / p.nominal, Capacity: p.nodeCapacity() / p.nominal,
-				Arrived: (p.perMS.routine + p.perMS.priority) * 1000 / p.nominal, Delay: delay,
+				Arrived: n.perMS.all() * 1000 / p.nominal, Delay: n.delay(p.now),
 			})
 		}
 		p.mirroredWin, p.eligibleWin = 0, 0
 	}
 }
 
+// delay of what waits longest, in seconds.
+func (n *node) delay(now int) float64 {
+	return float64(max(n.unread.age(now), n.analysis.age(now))) / 1000
+}
+
 func (p *plant) result() outcome {
 	o := p.out
-	o.goodput = p.good / p.possible
-	o.priority = p.goodPriority / p.allPriority
-	o.waste = p.spoilt / max(1, p.came)
-	slices.Sort(p.delays)
-	o.p99 = 1000 * p.delays[len(p.delays)*99/100]
+	n, others := p.nodes[0], p.nodes[1:]
+	if p.homes.away {
+		n, others = others[0], others[1:]
+	}
+	o.goodput, o.p99, o.longest, o.settled = n.good/n.possible, n.p99(), n.longest, n.settled
+	o.priority = n.goodPriority / n.allPriority
+	o.waste = n.spoilt / max(1, n.came)
+	var good, possible float64
+	for _, n := range others {
+		good += n.good
+		possible += n.possible
+		o.otherP99 = max(o.otherP99, n.p99())
+	}
+	o.others = good / max(1, possible)
 	s, d := overload.Variation(p.shares), overload.Variation(p.demands)
 	o.unsteady = math.Sqrt(max(0, s*s-d*d))
 	o.pushes = float64(p.pushed) / (p.to - p.from).Seconds() / float64(len(p.gateways))
-	o.quiet = p.quietMirrored / max(1, p.quietEligible)
+	quiet := func(i int) bool { return p.gateways[i].home > 0 }
+	if len(p.nodes) == 1 {
+		quiet = func(i int) bool { return i > 0 }
+	}
+	o.quiet = p.kept(quiet)
+	o.home = p.kept(func(i int) bool { return p.gateways[i].home == 0 })
+	o.roaming = p.kept(func(i int) bool { return p.gateways[i].home < 0 })
 	return o
+}
+
+// kept is the share that some gateways had in the step.
+func (p *plant) kept(of func(i int) bool) float64 {
+	var mirrored, wanted float64
+	for i := range p.gateways {
+		if of(i) {
+			mirrored += p.gateways[i].kept[0]
+			wanted += p.gateways[i].kept[1]
+		}
+	}
+	return mirrored / max(1, wanted)
+}
+
+// p99 of the delay, in ms.
+func (n *node) p99() float64 {
+	slices.Sort(n.delays)
+	return 1000 * n.delays[len(n.delays)*99/100]
 }
 
 func poisson(r *rand.Rand, mean float64) float64 {
