@@ -113,6 +113,36 @@ func TestMisread(t *testing.T) {
 	}
 }
 
+// Whatever is wanted at one node's gateways, others keep what they have, and the node
+// does as well as one that is alone; so do those that stay when a node goes.
+func TestHomes(t *testing.T) {
+	shorter := func(s scenario) outcome {
+		s.from, s.to, s.end = 2*time.Second, 12*time.Second, 15*time.Second
+		return cell{s, overload.Budget}.outcome(4)
+	}
+	alone := shorter(village(1, 0))
+	for _, s := range []scenario{village(2, 0), village(10, 0), village(2, 4)} {
+		o := shorter(s)
+		t.Logf("%+v: %+v", s.homes, o)
+		if o.quiet < 0.999 || o.others < 0.99 || o.otherP99 > 10 || s.homes.roaming > 0 && o.roaming < 0.99 {
+			t.Errorf("%+v: others have %.3f of theirs, those that roam %.3f, goodput %.2f, delay %.0f ms", s.homes, o.quiet, o.roaming, o.others, o.otherP99)
+		}
+		if o.goodput < 0.85 || o.priority < 0.95 || o.waste > alone.waste+0.02 || o.p99 > 1.2*alone.p99 || o.longest > 1.2*alone.longest || !(o.recovery < 2.4) {
+			t.Errorf("%+v: %+v, alone %+v", s.homes, o, alone)
+		}
+	}
+	for _, nodes := range []int{2, 3} {
+		o := shorter(leaving(nodes))
+		t.Logf("one of %d goes: %+v", nodes, o)
+		if o.goodput < 0.85 || o.priority < 0.98 || o.waste > 0.06 || o.longest > 60 || !(o.settled < 2.4) || !(o.recovery < 2.4) {
+			t.Errorf("one of %d goes: %+v", nodes, o)
+		}
+		if math.Abs(o.home-o.quiet) > 0.1 {
+			t.Errorf("one of %d goes: its gateways have %.2f, others %.2f", nodes, o.home, o.quiet)
+		}
+	}
+}
+
 // Others fail where they are said to.
 func TestOthers(t *testing.T) {
 	s := short(100, 100*time.Millisecond, 10)

@@ -88,6 +88,22 @@ func traced() scenario {
 	return s
 }
 
+// village is nodes with four gateways at home at each, of which one side's want ten
+// times the capacity, and some that roam.
+func village(nodes, roaming int) scenario {
+	s := base(10, true)
+	s.gateways, s.homes = 4*nodes+roaming, homes{nodes: nodes, roaming: roaming}
+	return s
+}
+
+// leaving is nodes at whose gateways 80 % of their capacity is wanted, of which one
+// goes, and comes back.
+func leaving(nodes int) scenario {
+	s := base(0.8, true)
+	s.gateways, s.homes = 4*nodes, homes{nodes: nodes, away: true}
+	return s
+}
+
 func (o options) cells() []cell {
 	var out []cell
 	for _, c := range overload.Controls() {
@@ -95,6 +111,9 @@ func (o options) cells() []cell {
 			out = append(out, cell{base(2, guard), c}, cell{base(10, guard), c}, cell{many(10, guard), c}, cell{capacityDrop(guard), c})
 		}
 		out = append(out, cell{hot(), c}, cell{traced(), c})
+	}
+	for _, row := range sides() {
+		out = append(out, cell{row.scenario, overload.Budget})
 	}
 	for _, by := range []float64{0.7, 1.4} {
 		out = append(out, cell{misread(by), overload.Budget})
@@ -175,6 +194,7 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "Simulated; mean over %d seeds (longest delay: the longest; 10,000 gateways: one seed). `make bench-pressure-sim` writes this section.\n", r.seeds)
 	r.compare(&b)
 	r.fair(&b)
+	r.sides(&b)
 	r.scale(&b)
 	r.chance(&b)
 	r.wrong(&b)
@@ -227,6 +247,40 @@ func (r *report) fair(b *strings.Builder) {
 	}
 }
 
+// side is a scenario of several nodes.
+type side struct {
+	name string
+	scenario
+}
+
+func sides() []side {
+	return []side{
+		{"×10 at the only node", village(1, 0)}, {"×10 at one of 2 nodes", village(2, 0)}, {"×10 at one of 10 nodes", village(10, 0)},
+		{"×10 at one of 2 nodes, 4 more gateways roam", village(2, 4)},
+		{"one of 2 nodes goes, 80 % are wanted at each", leaving(2)}, {"one of 3 nodes goes, the same", leaving(3)},
+	}
+}
+
+func (r *report) sides(b *strings.Builder) {
+	b.WriteString("\n**The budget with the guard, four gateways at home at each node**\n\n" +
+		"| | goodput | priority classes | waste | delay p99 ms | longest | below 20 ms after s | recovery s | share of its gateways | of the others at home | of those that roam | others' goodput | others' delay p99 ms |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, s := range sides() {
+		o := r.cells[cell{s.scenario, overload.Budget}]
+		others, roaming, goodput, p99 := overload.Percent(o.quiet), overload.Percent(o.roaming), fmt.Sprintf("%.2f", o.others), fmt.Sprintf("%.0f", o.otherP99)
+		if s.homes.nodes == 1 {
+			others = "–"
+		}
+		if s.homes.roaming == 0 {
+			roaming = "–"
+		}
+		if s.homes.nodes == 1 || s.homes.away && s.homes.nodes == 2 {
+			goodput, p99 = "–", "–"
+		}
+		fmt.Fprintf(b, "| %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %s | %s | %s | %s | %s | %s |\n", s.name,
+			o.goodput, o.priority, overload.Percent(o.waste), o.p99, o.longest, overload.Seconds(o.settled), overload.Seconds(o.recovery), overload.Percent(o.home), others, roaming, goodput, p99)
+	}
+}
+
 func (r *report) scale(b *strings.Builder) {
 	b.WriteString("\n**The budget with the guard, by number of gateways and by how long decisions take**\n\n" +
 		"| gateways | τ ms | demand | goodput | priority classes | waste | delay p99 ms | longest | below 20 ms after s | recovery s | variation | changes/s and gateway |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
@@ -273,5 +327,7 @@ func (r *report) explain(b *strings.Builder) {
 		"A share takes 0.5 to 1.5 τ to reach a gateway. Goodput: analysed within 100 ms, of what could have been. Waste: mirrored, then dropped. " +
 		"Below 20 ms: when the delay has begun to stay so for half a second. Recovery: from the end of the step to a share of 95 %. Variation: of the share, beyond that of demand. " +
 		"What breakers drop is dropped at the gateway, at no cost, whatever its class; a priority class counts as analysed if it was so in time. " +
-		"AIMD: +0.2 a second, −30 % at each tick of 50 ms with more than 5 ms of delay. All but the budget have priority classes capped at 30 % of the capacity beforehand.\n")
+		"AIMD: +0.2 a second, −30 % at each tick of 50 ms with more than 5 ms of delay. " +
+		"Of several nodes, figures are of the one at which the step is, or of one that stays, and shares without the step's first second; " +
+		"gateways go elsewhere, or back, 200 ms after a node's end or return. All but the budget have priority classes capped at 30 % of the capacity beforehand.\n")
 }
