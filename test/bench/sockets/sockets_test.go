@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,7 @@ func realKernel(t *testing.T) {
 func TestRun(t *testing.T) {
 	realKernel(t)
 	var out, progress bytes.Buffer
+	before := remains(t)
 	if code := run(t.Context(), []string{"-blocks", "2", "-window", "20ms", "-sizes", "100", "-rounds", "2", "-only", "SIGSTOP|" + slowWorkers}, &out, &progress); code != 0 {
 		t.Fatalf("code %d:\n%s", code, progress.String())
 	}
@@ -63,11 +65,24 @@ func TestRun(t *testing.T) {
 	if t.Failed() {
 		t.Logf("%s\n%s", got, progress.String())
 	}
-	for _, dir := range []string{"/sys/fs/cgroup/periscope-bench-sockets-*", "/sys/fs/cgroup/*/periscope-bench-sockets-*", filepath.Join(os.TempDir(), "periscope-bench-sockets-*")} {
-		if left, err := filepath.Glob(dir); err != nil || left != nil {
-			t.Errorf("left behind: %v, %v", left, err)
+	for _, dir := range remains(t) {
+		if !slices.Contains(before, dir) {
+			t.Errorf("%s is left behind", dir)
 		}
 	}
+}
+
+// remains are control groups and directories of runs, this one's or others'.
+func remains(t *testing.T) (out []string) {
+	t.Helper()
+	for _, pattern := range []string{"/sys/fs/cgroup/periscope-bench-sockets-*", "/sys/fs/cgroup/*/periscope-bench-sockets-*", filepath.Join(os.TempDir(), "periscope-bench-sockets-*")} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, found...)
+	}
+	return out
 }
 
 // A run that can't be says why, and not twice.
