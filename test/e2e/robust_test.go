@@ -23,6 +23,7 @@ import (
 
 // load is a steady stream of users' requests.
 type load struct {
+	once sync.Once
 	stop chan struct{}
 	wg   sync.WaitGroup
 	mu   sync.Mutex
@@ -98,7 +99,7 @@ func (l *load) cut() (took []time.Duration, errs []error) {
 }
 
 func (l *load) end() {
-	close(l.stop)
+	l.once.Do(func() { close(l.stop) })
 	l.wg.Wait()
 }
 
