@@ -47,7 +47,7 @@ func newBenchOverload(o *options) *cobra.Command {
 Starts everything on this machine, as periscope up does, but at free ports, with
 a store that is thrown away, and with a node that is made slow: it analyses
 --capacity exchanges a second. Users then want half of that, --times that, and half
-of it again. One of 50 of their requests looks suspicious: the policy has those
+of it again. One of 100 of their requests looks suspicious: the policy has those
 analysed whatever the share.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

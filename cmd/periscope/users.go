@@ -13,7 +13,7 @@ import (
 )
 
 // suspiciousOf is how many requests there are for each that looks like an attack.
-const suspiciousOf = 50
+const suspiciousOf = 100
 
 // users send requests at a rate, whatever becomes of earlier ones.
 type users struct {
@@ -22,6 +22,7 @@ type users struct {
 
 	mu         sync.Mutex
 	took       []time.Duration // from when each was due
+	sent       int
 	failed     int
 	suspicious int
 }
@@ -79,8 +80,8 @@ func (u *users) count() int {
 
 func (u *users) send(at time.Time) {
 	u.mu.Lock()
-	n := len(u.took) + u.failed
-	suspicious := n%suspiciousOf == 0
+	suspicious := u.sent%suspiciousOf == 0
+	u.sent++
 	u.mu.Unlock()
 	path := "/items/7"
 	if suspicious {
