@@ -247,18 +247,16 @@ func (r *besideRig) place(p placement) error {
 	return group.Add(r.node.pid())
 }
 
-func (s *beside) variants() []variant {
-	out := make([]variant, len(s.placements))
-	for i, p := range s.placements {
-		out[i] = p.variant
-	}
-	return out
-}
-
+// faults are of the gateway alone: beside a node that has too much, users may
+// well wait too long.
 func (s *beside) faults() error {
 	for _, t := range s.tables {
-		if err := failures(s.variants(), "beside", t.figures); err != nil {
-			return err
+		for i, p := range s.placements {
+			if p.absent {
+				if err := failures([]variant{p.variant}, "beside", t.figures[i:i+1]); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil
@@ -276,6 +274,11 @@ func (s *beside) write(b *strings.Builder) {
 		}
 		for i, p := range s.placements {
 			fmt.Fprintf(b, "| %s |\n", strings.Join(t.row(i, p), " | "))
+		}
+		for i, p := range s.placements {
+			if f := t.figures[i]; f.errors > 0 {
+				fmt.Fprintf(b, "\n%s: %d of %d requests failed, or had no answer five seconds after their burst. Latency is of the others.\n", strings.ReplaceAll(p.title, "**", ""), f.errors, f.requests+f.errors)
+			}
 		}
 	}
 	b.WriteString("\nThe node, a real one, is sent more than it can analyse besides the gateway's copies, so that it would take all of the CPU in each burst; its analysis runs at nice 10. " +

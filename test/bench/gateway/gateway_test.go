@@ -464,7 +464,7 @@ func sampleBeside() *beside {
 			{figures: []figures{{throughput: []float64{10000, 8000}, requests: 30}, {throughput: []float64{8000, 7000}, requests: 25}}, node: [][]float64{nil, {0.2, 0.1}}},
 			{part: 0.3, rate: 3000, figures: []figures{
 				{p50: []float64{0.2, 0.3}, p99: []float64{1, 2}, throughput: []float64{3000, 3000}, requests: 30},
-				{p50: []float64{0.3, 0.3}, p99: []float64{2, 3}, throughput: []float64{3000, 2700}, requests: 30},
+				{p50: []float64{0.3, 0.3}, p99: []float64{2, 3}, throughput: []float64{3000, 2700}, requests: 28, errors: 2, firstError: io.EOF},
 			}, node: [][]float64{nil, {0.7, 0.7}}},
 		},
 	}
@@ -518,6 +518,18 @@ func TestChangesThatMeanNothing(t *testing.T) {
 		if spoil(s); s.faults() == nil {
 			t.Errorf("%s: no fault", name)
 		}
+	}
+}
+
+// Users may wait too long beside a node, but not without one.
+func TestBesideFaults(t *testing.T) {
+	s := sampleBeside()
+	if err := s.faults(); err != nil {
+		t.Error(err)
+	}
+	s.tables[0].figures[0].errors, s.tables[0].figures[0].firstError = 1, io.EOF
+	if s.faults() == nil {
+		t.Error("a request fails without a node, and that is no fault")
 	}
 }
 
