@@ -35,6 +35,7 @@ type part struct {
 	contentType string
 	kind        string // what masking goes by: contentType, or anyKind
 	encoding    string // of the content, or unknown
+	length      string // Content-Length, unmasked
 	max         int    // bytes of the body that are copied
 	ended       bool
 }
@@ -129,7 +130,7 @@ func (x *exchange) respond(m *message, now time.Time) int {
 		e.ResponseDetails = m.attributes["response.code_details"].text
 	}
 	status, method := get(m.fields, ":status"), get(e.Request.Headers, ":method")
-	length, types := get(m.fields, "content-length"), strings.ToLower(x.response.contentType)
+	length, types := x.response.length, strings.ToLower(x.response.contentType)
 	grpc := strings.HasPrefix(types, "application/grpc")
 	max := x.settings.Response.MaxBytes
 	if !wants(x.settings.Response.ContentTypes, x.response.contentType) {
@@ -162,7 +163,7 @@ func (x *exchange) respond(m *message, now time.Time) int {
 // headers takes the header lines of a direction, masked, and tells their size.
 func (x *exchange) headers(p *part, m *message, direction string) int {
 	p.contentType = get(m.fields, "content-type")
-	p.kind, p.encoding = p.contentType, get(m.fields, "content-encoding")
+	p.kind, p.encoding, p.length = p.contentType, get(m.fields, "content-encoding"), get(m.fields, "content-length")
 	size := sizeOf(m.fields)
 	withheld := x.withheld(m, direction)
 	for _, f := range withheld {
@@ -247,13 +248,17 @@ func (x *exchange) body(p *part, m *message) (int, bool) {
 	return take, false
 }
 
-// partial makes the event of what has come before the stream's end.
+// partial makes the event of what has come before the stream's end. Whether the
+// response's body had ended, its length tells, if it was declared.
 func (x *exchange) partial(reason error, now time.Time) {
 	counter := event.CounterUnfinished
 	if errors.Is(reason, errNoRoom) {
 		counter = event.CounterEvicted
 	}
 	x.handler.metrics.partial.WithLabelValues(counter).Inc()
+	if n, err := strconv.ParseUint(x.response.length, 10, 64); err == nil && x.begun && n == x.event.Response.BodyBytes {
+		x.response.ended = true
+	}
 	x.finish(now)
 }
 

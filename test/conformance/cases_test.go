@@ -289,6 +289,9 @@ func ends() []testCase {
 			}
 		}
 	}
+	whole := reply(200, [][]byte{noise(267)}) // what a declared length ends, ends for an HTTP/1.1 client whatever comes then
+	whole.fail = amidResponse
+	out = append(out, testCase{name: "h2 upstream resets after all of the response", protocols: []string{h11, h2}, x: exchange{path: "/h2/x", script: whole}, loose: true})
 	for _, abort := range []point{atHead, amidRequest, afterRequest, atResponse, amidResponse} {
 		x := exchange{method: "POST", body: pieces(noise(2000), 1000), unsized: true, abort: abort, script: with(streamed(pieces(noise(200_000), 1000)), func(s *script) { s.gap = 5 * time.Millisecond })}
 		if abort == afterRequest || abort == atHead || abort == amidRequest {
