@@ -15,6 +15,7 @@ const (
 	memoryFade   = 10 * time.Minute       // of the same, unused
 	idleUse      = 0.05
 	leastUse     = 0.2 // below this utilization, exchanges by CPU time are mostly noise
+	lateUse      = 0.8  // below this utilization, a node whose workers are known is not late by its load
 	goodUse      = 0.5 // above it, good enough to be remembered
 	leastFull    = 0.02
 	mostDiscard  = 0.25 // of what an exchange takes, to discard one
@@ -61,6 +62,9 @@ func (c *Capacity) Add(i Interval) bool {
 	late := min(c.delay, i.Delay) > 2*Target
 	c.delay = i.Delay
 	u := i.Utilization
+	if i.Workers > 0 && max(u/max(c.full, leastFull), i.Workers) < lateUse {
+		late = false // an exchange has waited, but not for others
+	}
 	// Discarding takes time as well: an interval full of it says less of analysis.
 	weight := 1.0
 	if i.Discarded > 0 {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/periscope-mesh/periscope/mirror/load"
 )
 
 // divide shares the budgets out: over tenants, over the gateways of each, and over
@@ -63,19 +65,29 @@ func (c *Controller) move(now, dt time.Duration, late bool) (changed int, fell b
 		if !l.share.set && !l.isKnown() && l.group.share.set {
 			l.share.want = l.group.share.inForce() // until its demand is known
 		}
-		l.share.approach(dt, l.least(), l.ceiling())
+		gain := load.Gain(dt, l.certain())
+		l.share.approach(dt, gain, l.least(), l.ceiling())
 		before := l.share.sent
 		if l.share.tell(now, l.ceiling(), late) {
 			changed++
 			fell = fell || l.share.sent < before
 		}
 		l.prio.reason = ReasonPriority
-		l.prio.approach(dt, leastShare, 1)
+		l.prio.approach(dt, gain, leastShare, 1)
 		if l.prio.tell(now, 1, late) {
 			changed++
 		}
 	}
 	return changed, fell
+}
+
+// certain is the time in which enough exchanges come to know how many there are: of
+// many small gateways that happen to be heard of late, all shares would be too high.
+func (l *leaf) certain() time.Duration {
+	if l.routine*slowestSpan.Seconds() <= slowCount {
+		return slowestSpan
+	}
+	return max(riseSpan, time.Duration(slowCount/l.routine*float64(time.Second)))
 }
 
 func (l *leaf) isKnown() bool {
@@ -87,7 +99,9 @@ func (l *leaf) isKnown() bool {
 	return l.lies
 }
 
-func (o *output) approach(dt time.Duration, least, ceiling float64) {
+// approach moves a share towards what is wanted: down at once; up e-fold in riseSpan or,
+// if that is more, by a part of the way.
+func (o *output) approach(dt time.Duration, gain, least, ceiling float64) {
 	target := o.want
 	switch {
 	case target >= ceiling:
@@ -96,7 +110,8 @@ func (o *output) approach(dt time.Duration, least, ceiling float64) {
 		target, o.reason = least, ReasonFloor
 	}
 	if o.set {
-		if most := max(o.raw, leastShare)*math.Exp(dt.Seconds()/riseSpan.Seconds()) + leastShare*dt.Seconds(); target > most {
+		much := max(o.raw, leastShare)*math.Exp(dt.Seconds()/riseSpan.Seconds()) + leastShare*dt.Seconds()
+		if most := max(much, o.raw+gain*(target-o.raw)); target > most {
 			target, o.reason = most, ReasonRise
 		}
 	}

@@ -105,13 +105,10 @@ func (n *node) delay() time.Duration {
 
 // rateCapacity is the estimate of its capacity, or its own, or 0.
 func (n *node) rateCapacity() float64 {
-	if c := n.estimate.Rate(); c > 0 {
-		return c
-	}
 	if c := n.report.Capacity; c > 0 && c <= maxCapacity {
 		return c
 	}
-	return 0
+	return n.estimate.Rate()
 }
 
 // presence is how much the node counts, 0 to 1.

@@ -69,12 +69,10 @@ func (o options) lengths(control string) lengths {
 	switch control {
 	case overload.AIMD, overload.Budget:
 		return lengths{rest, o.step, rest}
-	case controlHealthy:
-		return lengths{time.Second, max(2*time.Second, o.step/2), 200 * time.Millisecond}
-	case controlCapacity:
-		return lengths{time.Second, max(2*time.Second, o.step/2), 200 * time.Millisecond}
+	case controlHealthy, controlCapacity:
+		return lengths{time.Second, min(8*time.Second, o.step), 200 * time.Millisecond}
 	}
-	return lengths{min(2*time.Second, rest), o.step, 200 * time.Millisecond}
+	return lengths{min(2*time.Second, rest), min(8*time.Second, o.step), 200 * time.Millisecond} // nothing changes any more
 }
 
 // measure runs everything, a round after the other: what disturbs a while, disturbs

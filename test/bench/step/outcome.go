@@ -25,7 +25,7 @@ type outcome struct {
 	waste    float64 // mirrored, and not analysed, of what was mirrored
 	p99      float64 // ms of delay, over time
 	longest  float64 // ms
-	settled  float64 // s until the delay has stayed below 20 ms for half a second; NaN: never
+	settled  float64 // s until the delay is below 20 ms, and is so on average for the next half second; NaN: never
 	recovery float64 // s from the end of the step until the share is 0.95; NaN: never
 	varies   float64 // variation of the share beyond that of demand, second half
 	changes  float64 // of shares, a second
@@ -233,19 +233,31 @@ func (r *record) delays() []float64 {
 	return out
 }
 
+// settled is the first ms, from the first delay of more than calmBelow on, at which
+// the delay is below that again, and its mean from there on for calmFor; -1: there is
+// none.
+func settled(delays []float64) int {
+	late := slices.IndexFunc(delays, func(d float64) bool { return d >= calmBelow })
+	if late < 0 {
+		return 0
+	}
+	for ms := late; ms+calmFor <= len(delays); ms++ {
+		sum := 0.0
+		for _, d := range delays[ms : ms+calmFor] {
+			sum += d
+		}
+		if delays[ms] < calmBelow && sum < calmBelow*calmFor {
+			return ms
+		}
+	}
+	return -1
+}
+
 func (r *record) ofDelay(o *outcome, capacity float64) {
 	from, to := int(r.lengths.from().Milliseconds()), int(r.lengths.to().Milliseconds())
 	delays := r.delays()
-	calm := 0
-	for ms := from; ms < to; ms++ {
-		if delays[ms] < calmBelow {
-			calm++
-		} else {
-			calm = 0
-		}
-		if calm == calmFor && math.IsNaN(o.settled) {
-			o.settled = float64(ms-from-calmFor+1) / 1000
-		}
+	if at := settled(delays[from:to]); at >= 0 {
+		o.settled = float64(at) / 1000
 	}
 	sorted := slices.Sorted(slices.Values(delays[from:to]))
 	o.p99, o.longest = sorted[len(sorted)*99/100], sorted[len(sorted)-1]

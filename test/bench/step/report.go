@@ -251,7 +251,7 @@ func (r *results) fair(b *strings.Builder) {
 func (r *results) plot() string {
 	var columns []overload.Column
 	for _, c := range []string{overload.None, overload.AIMD, overload.Budget} {
-		if rounds := r.cells[cell{scenario{4, 10, false}, c, true}]; len(rounds) > 0 {
+		if rounds := r.cells[cell{scenario{gateways: 4, multiple: 10}, c, true}]; len(rounds) > 0 {
 			columns = append(columns, overload.Column{Title: c, Points: rounds[0].points})
 		}
 	}
@@ -276,7 +276,7 @@ func (r *results) explain(b *strings.Builder) {
 		"The node is `periscope node`, a process of its own for each run, in a control group; load reports by ORCA. "+
 		"Capacity is what it analyses unguarded of 1.2 times as much, at the same demand of users'. "+
 		"Demand is half of that, %v long the multiple, and half again. Delays are by the node's trace: how long the oldest exchange that it will analyse has been on its way since its batch was sent, each ms. "+
-		"Goodput: analysed within 100 ms of being sent, of what the node can do. Waste: made an event by the plugin, and not analysed, by whatever of Envoy's breakers, time-outs, the guard or the node's queue. "+
+		"Goodput: analysed within 100 ms of being sent, of what the node can do. “Below 20 ms”: from the step until the delay is, and is on average for half a second from then on. Waste: made an event by the plugin, and not analysed, by whatever of Envoy's breakers, time-outs, the guard or the node's queue. "+
 		"Priority classes: analysed within 100 ms, of those that were to be mirrored. Variation: of the share, beyond that of demand as counted over %d ms. "+
 		"A request of a breaker's is a batch of up to 48 exchanges; AIMD and the budget have the product's breaker of 64. All but the budget have priority classes capped at 30 %% of the capacity beforehand. "+
 		"The budget, the capacity and the healthy node are medians of %d rounds, the others of %d. "+
