@@ -14,9 +14,10 @@ const (
 	memorySpan   = time.Second            // of what is remembered
 	memoryFade   = 10 * time.Minute       // of the same, unused
 	idleUse      = 0.05
-	leastUse     = 0.2 // below this utilization, exchanges by CPU time are mostly noise
+	leastUse     = 0.2  // below this utilization, exchanges by CPU time are mostly noise
 	lateUse      = 0.8  // below this utilization, a node whose workers are known is not late by its load
-	goodUse      = 0.5 // above it, good enough to be remembered
+	chance       = 0.65 // of what was remembered: what is less is not by chance
+	goodUse      = 0.5  // above it, good enough to be remembered
 	leastFull    = 0.02
 	mostDiscard  = 0.25 // of what an exchange takes, to discard one
 	maxRate      = 1e7  // exchanges a second; more is garbage
@@ -88,7 +89,10 @@ func (c *Capacity) Add(i Interval) bool {
 			c.toward(most, gain) // whatever it is that discarding takes
 		}
 		c.toward(y, weight*gain)
-		c.best = min(c.rate, c.best+weight*memory*max(0, c.rate-c.best))
+		if c.rate < chance*c.best {
+			c.best = c.rate
+		}
+		c.best += weight * memory * (c.rate - c.best)
 		return true
 	}
 	if c.w > 0 { // they wait for work for half of the time that would be left

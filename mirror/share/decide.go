@@ -20,7 +20,8 @@ const (
 	maxEffect  = 10 * time.Second
 	minHorizon = 100 * time.Millisecond
 
-	headRoom     = 0.9   // of the capacity is used
+	drainPart    = 0.1   // of the capacity, to work off what is late, that is told as the reason
+	headRoom     = 0.92  // of the capacity is used
 	priorityPart = 0.3   // of the capacity, for priority classes
 	leastShare   = 0.002 // keeps demand in sight
 	riseSpan     = 300 * time.Millisecond

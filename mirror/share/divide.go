@@ -36,7 +36,7 @@ func (c *Controller) divide() {
 			continue
 		}
 		l.share.want, l.by = max(0, l.bound.got-l.spare)/l.routine, p
-		if p.drain > (1-headRoom)*p.capacity {
+		if p.drain > drainPart*p.capacity {
 			l.share.reason = ReasonDrain
 		}
 	}

@@ -5,18 +5,6 @@ import (
 	"math"
 )
 
-// Variation is standard deviation by mean.
-func Variation(x []float64) float64 {
-	var sum, squares float64
-	for _, v := range x {
-		sum += v
-		squares += v * v
-	}
-	n := float64(len(x))
-	mean := sum / n
-	return math.Sqrt(max(0, squares/n-mean*mean)) / mean
-}
-
 // Yes is yes or no.
 func Yes(v bool) string {
 	if v {

@@ -325,7 +325,7 @@ func (r *report) explain(b *strings.Builder) {
 		"Poisson, with bursts of each gateway's own (σ 0.3, 200 ms). Gateways are of unlike size. Reading is 12 % of an exchange's cost and goes first; what is discarded costs that much. " +
 		"Counters come with batches of 48 exchanges, at least every 100 ms while something is mirrored, and wait in the node's sockets like all else. " +
 		"A share takes 0.5 to 1.5 τ to reach a gateway. Goodput: analysed within 100 ms, of what could have been. Waste: mirrored, then dropped. " +
-		"Below 20 ms: when the delay has begun to stay so for half a second. Recovery: from the end of the step to a share of 95 %. Variation: of the share, beyond that of demand. " +
+		"Below 20 ms: from the step until the delay is, and is on average for half a second from then on. Recovery: from the end of the step to a share of 95 %. Variation: of the share, beyond that of demand. " +
 		"What breakers drop is dropped at the gateway, at no cost, whatever its class; a priority class counts as analysed if it was so in time. " +
 		"AIMD: +0.2 a second, −30 % at each tick of 50 ms with more than 5 ms of delay. " +
 		"Of several nodes, figures are of the one at which the step is, or of one that stays, and shares without the step's first second; " +

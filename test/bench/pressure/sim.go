@@ -68,7 +68,7 @@ type outcome struct {
 	waste    float64 // mirrored, then dropped, of what was mirrored
 	longest  float64 // ms of delay
 	p99      float64 // ms of delay
-	settled  float64 // s until the delay has stayed below 20 ms for half a second
+	settled  float64 // s, see overload.Settled
 	unsteady float64 // variation of the share beyond that of demand
 	recovery float64 // s from the end of the step until the share is 0.95
 	pushes   float64 // changes a second and gateway
@@ -225,8 +225,6 @@ type node struct {
 	goodPriority, allPriority    float64
 	delays                       []float64
 	longest                      float64
-	settled                      float64
-	calm                         int
 }
 
 type queuedReport struct {
@@ -269,7 +267,7 @@ func newPlant(s scenario) *plant {
 
 // start makes node i anew.
 func (p *plant) start(i, at int) *node {
-	n := &node{name: fmt.Sprintf("node-%d", i), epoch: uint64(at + 1), since: at, hears: make([]hearing, len(p.gateways)), settled: math.NaN()}
+	n := &node{name: fmt.Sprintf("node-%d", i), epoch: uint64(at + 1), since: at, hears: make([]hearing, len(p.gateways))}
 	n.sample.CPUs = 1
 	n.unread, n.analysis = fifo{at: make([]arrival, ms(p.end)+1), head: at}, fifo{at: make([]arrival, ms(p.end)+1), head: at}
 	return n
@@ -550,14 +548,6 @@ func (p *plant) measure() {
 		n.possible += min(p.nodeCapacity()/1000, n.demandMS)
 		n.delays = append(n.delays, delay)
 		n.longest = max(n.longest, 1000*delay)
-		if delay < 0.02 {
-			n.calm++
-		} else {
-			n.calm = 0
-		}
-		if n.calm == 500 && math.IsNaN(n.settled) {
-			n.settled = float64(p.now-ms(p.from)-499) / 1000
-		}
 	}
 	if p.now%p.block == 0 {
 		for i := range p.gateways {
@@ -598,7 +588,8 @@ func (p *plant) result() outcome {
 	if p.homes.away {
 		n, others = others[0], others[1:]
 	}
-	o.goodput, o.p99, o.longest, o.settled = n.good/n.possible, n.p99(), n.longest, n.settled
+	o.settled = overload.Settled(n.delays)
+	o.goodput, o.p99, o.longest = n.good/n.possible, n.p99(), n.longest
 	o.priority = n.goodPriority / n.allPriority
 	o.waste = n.spoilt / max(1, n.came)
 	var good, possible float64

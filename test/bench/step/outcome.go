@@ -10,8 +10,6 @@ import (
 
 const (
 	goodWithin = 100 * time.Millisecond // from sending to analysis
-	calmBelow  = 20                     // ms of delay
-	calmFor    = 500                    // ms
 	binMS      = 50
 	// followed is the time over which demand is counted when the share's variation is
 	// compared with it: twice the e-folding time with which the controller follows.
@@ -25,7 +23,7 @@ type outcome struct {
 	waste    float64 // mirrored, and not analysed, of what was mirrored
 	p99      float64 // ms of delay, over time
 	longest  float64 // ms
-	settled  float64 // s until the delay is below 20 ms, and is so on average for the next half second; NaN: never
+	settled  float64 // s, see overload.Settled
 	recovery float64 // s from the end of the step until the share is 0.95; NaN: never
 	varies   float64 // variation of the share beyond that of demand, second half
 	changes  float64 // of shares, a second
@@ -46,7 +44,7 @@ type outcome struct {
 // outcome works out a run of a node that can analyse so many exchanges a second.
 func (r *record) outcome(s scenario, capacity float64) outcome {
 	from, to := r.lengths.from(), r.lengths.to()
-	o := outcome{settled: math.NaN(), recovery: math.NaN(), quiet: math.NaN(), effect: math.NaN(), idle: r.idle}
+	o := outcome{recovery: math.NaN(), quiet: math.NaN(), effect: math.NaN(), idle: r.idle}
 	var good, goodPriority, analysed, late float64
 	for _, f := range r.fates {
 		if !f.analysed {
@@ -233,32 +231,14 @@ func (r *record) delays() []float64 {
 	return out
 }
 
-// settled is the first ms, from the first delay of more than calmBelow on, at which
-// the delay is below that again, and its mean from there on for calmFor; -1: there is
-// none.
-func settled(delays []float64) int {
-	late := slices.IndexFunc(delays, func(d float64) bool { return d >= calmBelow })
-	if late < 0 {
-		return 0
-	}
-	for ms := late; ms+calmFor <= len(delays); ms++ {
-		sum := 0.0
-		for _, d := range delays[ms : ms+calmFor] {
-			sum += d
-		}
-		if delays[ms] < calmBelow && sum < calmBelow*calmFor {
-			return ms
-		}
-	}
-	return -1
-}
-
 func (r *record) ofDelay(o *outcome, capacity float64) {
 	from, to := int(r.lengths.from().Milliseconds()), int(r.lengths.to().Milliseconds())
 	delays := r.delays()
-	if at := settled(delays[from:to]); at >= 0 {
-		o.settled = float64(at) / 1000
+	seconds := make([]float64, 0, to-from)
+	for _, ms := range delays[from:to] {
+		seconds = append(seconds, ms/1000)
 	}
+	o.settled = overload.Settled(seconds)
 	sorted := slices.Sorted(slices.Values(delays[from:to]))
 	o.p99, o.longest = sorted[len(sorted)*99/100], sorted[len(sorted)-1]
 
