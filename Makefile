@@ -86,8 +86,8 @@ bench-xds: ## what it costs to configure 10,000 gateways and 100 istiods (2 minu
 	go run ./test/bench/xds $(BENCH_ARGS)
 
 .PHONY: bench-pressure
-bench-pressure: envoy build ## overload a real node: load control beside others (20 minutes; root, for a control group)
-	go run ./test/bench/step -envoy "$(PERISCOPE_ENVOY)" $(BENCH_ARGS)
+bench-pressure: envoy build ## overload a real node: load control beside others, into docs/backpressure.md (25 minutes; root, for a control group)
+	go run ./test/bench/step -envoy "$(PERISCOPE_ENVOY)" -write docs/backpressure.md $(BENCH_ARGS)
 
 .PHONY: bench-sockets
 bench-sockets: ## what counting the node's sockets costs, and how soon it tells of overload, into docs/backpressure.md (10 minutes, as root)
@@ -96,6 +96,9 @@ bench-sockets: ## what counting the node's sockets costs, and how soon it tells 
 .PHONY: bench-pressure-sim
 bench-pressure-sim: ## simulate overload: the share controller beside others, into docs/backpressure.md (10 minutes)
 	go run ./test/bench/pressure -write docs/backpressure.md $(BENCH_ARGS)
+
+.PHONY: bench-backpressure
+bench-backpressure: bench-sockets bench-pressure bench-pressure-sim bench-beside ## all tables and plots of docs/backpressure.md, one benchmark after the other (1 hour, root)
 
 .PHONY: generate
 generate: ## regenerate committed code (needs PyPI for protoc)

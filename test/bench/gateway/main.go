@@ -92,17 +92,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil {
 		err = benchmark(ctx, o, stdout, stderr)
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "bench-gateway: %v\n", err)
-		return 1
-	}
-	return 0
+	return result.Code("bench-gateway", err, stderr)
 }
 
 // benchmark runs the scenarios one after the other, and publishes each.

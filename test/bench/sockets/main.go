@@ -136,9 +136,6 @@ func parse(args []string, stderr io.Writer) (options, error) {
 // run checks the arguments and starts this program again, in namespaces of its own.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil && o.write != "" {
 		err = result.Check(o.write, section)
 	}
@@ -148,11 +145,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if ended := new(exec.ExitError); errors.As(err, &ended) && ended.Exited() {
 		return ended.ExitCode() // it has said why
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "bench-sockets: %v\n", err)
-		return 1
-	}
-	return 0
+	return result.Code("bench-sockets", err, stderr)
 }
 
 func isolated(ctx context.Context, args []string, stdout, stderr io.Writer) error {

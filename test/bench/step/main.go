@@ -10,7 +10,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -84,17 +83,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil {
 		err = benchmark(ctx, o, stdout, stderr)
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "bench-pressure: %v\n", err)
-		return 1
-	}
-	return 0
+	return result.Code("bench-pressure", err, stderr)
 }
 
 func benchmark(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {

@@ -120,17 +120,10 @@ func (o options) stages() []stage {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
-	if errors.Is(err, flag.ErrHelp) {
-		return 0
-	}
 	if err == nil {
 		err = benchmark(ctx, o, stdout, stderr)
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "bench-xds: %v\n", err)
-		return 1
-	}
-	return 0
+	return result.Code("bench-xds", err, stderr)
 }
 
 // benchmark runs, for each number of clients:
