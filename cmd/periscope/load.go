@@ -21,8 +21,9 @@ import (
 	"github.com/periscope-mesh/periscope/xds/certs"
 )
 
-// maxORCAConnections bounds control planes' connections to a node.
-const maxORCAConnections = 64
+// maxORCAConnections bounds connections to a node's server of load reports: more than
+// the streams that there may be, so that who takes none keeps nobody away.
+const maxORCAConnections = 256
 
 // orcaServerFlags open a node's load reports to other hosts.
 type orcaServerFlags struct{ cert, key, clientCA string }
@@ -66,7 +67,8 @@ func (s *loadSource) report() load.Report {
 
 // demands lists what either transport tells of the demand at gateways.
 func (n *node) demands() []load.Demand {
-	return load.Merge(n.handler.Demands(n.meter.started), n.streams.Demands(n.meter.started))
+	all := load.Merge(n.handler.Demands(n.meter.started), n.streams.Demands(n.meter.started))
+	return all[:min(len(all), load.MaxDemands)] // of which a full report tells
 }
 
 // measure gives the rate of a counter over about a second.

@@ -84,10 +84,10 @@ func (m *meter) Discard(priority bool) (discard bool, weight float64) {
 }
 
 // heard takes when a gateway's worker sent a batch, by its clock.
-func (m *meter) heard(vm string, sentUS uint64, received time.Time) {
+func (m *meter) heard(gateway, vm string, sentUS uint64, received time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lags.Heard(vm, time.Duration(min(sentUS, 1<<53))*time.Microsecond, received.Sub(m.started))
+	m.lags.Heard(gateway, vm, time.Duration(min(sentUS, 1<<53))*time.Microsecond, received.Sub(m.started))
 }
 
 // run samples until the context ends.

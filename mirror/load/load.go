@@ -1,7 +1,7 @@
 // Package load is what an analysis node tells of its load, and of the demand at
 // gateways as far as it heard of it: the one feedback from nodes to the control
-// plane, and how it travels, as an ORCA report. Both ends estimate a node's
-// capacity alike (Capacity). It is pure; anybody may import it, and it imports
+// plane, and how it travels, as an ORCA report; and a node's capacity
+// (Capacity). It is pure; anybody may import it, and it imports
 // nothing of ours.
 package load
 
@@ -26,7 +26,7 @@ type Report struct {
 	Lag    time.Duration // from a batch's sending to its reading, beyond the least seen of late: clocks may disagree
 
 	Utilization float64       // of the CPU time that the node may use, 0 to 1; above 1: counted too low
-	Busy        time.Duration // CPU time so far, by what the node may use at a time: Utilization, summed up over Uptime. 0: it doesn't say
+	Busy        time.Duration // CPU time while late and for some seconds after, by what the node may use at a time: Utilization, summed up. What has not grown says nothing; 0: it never does
 	Capacity    float64       // exchanges a second, the node's own estimate; 0: none yet
 	Rate        float64       // exchanges analysed a second, of late
 

@@ -20,6 +20,7 @@ const (
 	maxEffect  = 10 * time.Second
 	minHorizon = 100 * time.Millisecond
 
+	underWay     = 2     // exchanges that a node is at work with: they are no backlog
 	drainPart    = 0.1   // of the capacity, to work off what is late, that is told as the reason
 	headRoom     = 0.92  // of the capacity is used
 	priorityPart = 0.3   // of the capacity, for priority classes
@@ -221,7 +222,7 @@ func (c *Controller) totals(now time.Duration) Totals {
 			capacity = known / count
 		}
 		n.capacity = n.present * capacity
-		n.drain = n.capacity * n.delay().Seconds() / t.Horizon.Seconds()
+		n.drain = max(0, n.capacity*n.delay().Seconds()-underWay*n.present) / t.Horizon.Seconds()
 		t.Capacity += n.capacity
 		t.Drain += n.drain
 	}

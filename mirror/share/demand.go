@@ -84,15 +84,15 @@ func (c *Controller) hear(n *node, r *load.Report, d *load.Demand) {
 		c.faults[FaultName]++
 		return
 	}
-	w, l := c.worker(d)
-	if w == nil {
-		return
-	}
-	c.take(n, w, l, d.Received, r.Uptime)
 	at := d.Heard
 	if at <= 0 || at > r.Uptime {
 		at = r.Uptime
 	}
+	w, l := c.worker(d, r.Uptime-at > forgetAfter)
+	if w == nil {
+		return
+	}
+	c.take(n, w, l, d, r.Uptime)
 	k := counts{d.Eligible, d.Priority}
 	if k.priority > k.eligible || d.Mirrored > d.Eligible {
 		c.faults[FaultCounter]++
@@ -118,9 +118,10 @@ type intake struct {
 
 // take counts what a node itself got of a worker. What it got before we listened
 // does not count, nor, of the rate, does more than a moment's part of what it got
-// over a while. A worker that is new to a node long known, or just restarted, began
+// over a while. A new worker that is new to a node long known, or just restarted, began
 // with nothing.
-func (c *Controller) take(n *node, w *worker, l *leaf, got uint64, at time.Duration) {
+func (c *Controller) take(n *node, w *worker, l *leaf, d *load.Demand, at time.Duration) {
+	got := d.Received
 	if got == 0 {
 		return
 	}
@@ -143,6 +144,7 @@ func (c *Controller) take(n *node, w *worker, l *leaf, got uint64, at time.Durat
 	switch {
 	case !first:
 		more = float64(got - k.count)
+	case d.Mirrored > maxFirst: // it has been at work for a while: forgotten, or come from another node
 	case n.restarted || n.at-n.since > forgetAfter:
 		more = float64(min(got, maxFirst))
 	}
@@ -169,10 +171,14 @@ func newer(k counts, node string, at time.Duration, w *worker) bool {
 	return at < w.nextAt
 }
 
-// worker finds a series, or makes it.
-func (c *Controller) worker(d *load.Demand) (*worker, *leaf) {
+// worker finds a series, or makes it, unless that has long been silent: nodes tell of
+// one for longer than it counts here.
+func (c *Controller) worker(d *load.Demand, silent bool) (*worker, *leaf) {
 	l := c.leaves[leafKey{d.Gateway, d.Policy}]
 	if l == nil {
+		if silent {
+			return nil, nil
+		}
 		if c.policies[d.Policy] == nil {
 			c.faults[FaultPolicy]++
 			return nil, nil
@@ -191,6 +197,9 @@ func (c *Controller) worker(d *load.Demand) (*worker, *leaf) {
 	i, ok := slices.BinarySearchFunc(l.workers, d.VM, func(w *worker, vm string) int { return strings.Compare(w.vm, vm) })
 	if ok {
 		return l.workers[i], l
+	}
+	if silent {
+		return nil, nil
 	}
 	if len(l.workers) >= maxLeafWorkers || c.workers >= maxWorkers {
 		c.faults[FaultFull]++

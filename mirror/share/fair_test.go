@@ -115,3 +115,36 @@ func TestUntold(t *testing.T) {
 		t.Errorf("%d kept, faults %v", c.taken, c.faults)
 	}
 }
+
+// Nodes go on telling of a worker that is silent, a minute after it was forgotten here:
+// what they got of it long ago is not taken for what they get.
+func TestSilentWorker(t *testing.T) {
+	c := New(Config{Policies: []Policy{{ID: "ns/p", Ceiling: Everything}}})
+	now := time.Unix(1e9, 0)
+	const start = 3 * time.Minute // of the node, before
+	silent := load.Demand{Gateway: "ingress/g", VM: "a", Policy: "ns/p", Eligible: 1e6, Mirrored: 1e6, Received: 1e6, Heard: start}
+	busy := load.Demand{Gateway: "ingress/g", VM: "b", Policy: "ns/p"}
+	for i := range uint64(3 * time.Minute / tick) {
+		at := start + time.Duration(i)*tick
+		busy.Eligible, busy.Mirrored, busy.Received, busy.Heard = i*5, i*5, i*5, at
+		c.Observe(load.Report{Node: "n", Epoch: 1, Uptime: at, Capacity: 1000, Demands: []load.Demand{silent, busy}}, now)
+		d := c.Decide(now)
+		for _, s := range d.Shares {
+			if s.PPM != Everything {
+				t.Fatalf("after %v: %+v, faults %v", at-start, s, c.faults)
+			}
+		}
+		now = now.Add(tick)
+	}
+	// It comes back, with what it had counted.
+	silent.Eligible, silent.Mirrored, silent.Received = 1e6+5, 1e6+5, 1e6+5
+	silent.Heard = start + 3*time.Minute
+	for i := range uint64(20) {
+		at := silent.Heard + time.Duration(i)*tick
+		c.Observe(load.Report{Node: "n", Epoch: 1, Uptime: at, Capacity: 1000, Demands: []load.Demand{silent, busy}}, now)
+		if d := c.Decide(now); len(d.Shares) != 1 || d.Shares[0].PPM != Everything {
+			t.Fatalf("back for %v: %+v, faults %v", time.Duration(i)*tick, d.Shares, c.faults)
+		}
+		now = now.Add(tick)
+	}
+}

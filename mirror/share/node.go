@@ -103,7 +103,8 @@ func (n *node) delay() time.Duration {
 	return min(max(n.report.Delay(), 0), maxDelay)
 }
 
-// rateCapacity is the estimate of its capacity, or its own, or 0.
+// rateCapacity is its own estimate of its capacity; while it has none, ours, of before it
+// restarted; or 0.
 func (n *node) rateCapacity() float64 {
 	if c := n.report.Capacity; c > 0 && c <= maxCapacity {
 		return c

@@ -67,7 +67,7 @@ type Config struct {
 	Guard  Guard  // nil: nothing is discarded
 	// Heard takes when a gateway's worker sent a batch, by its clock in µs; nil:
 	// nobody wants to know.
-	Heard         func(vm string, sentUS uint64, received time.Time)
+	Heard         func(gateway, vm string, sentUS uint64, received time.Time)
 	Authenticator Authenticator
 	Logger        *slog.Logger
 	Registerer    prometheus.Registerer
@@ -208,7 +208,7 @@ func (h *Handler) take(r *http.Request, body []byte) (int, answer) {
 		return h.refuse(http.StatusUnauthorized, reasonAuthentication, "the gateway's identity could not be verified")
 	}
 	if h.cfg.Heard != nil {
-		h.cfg.Heard(b.Header.VM, b.Header.SentUS, received)
+		h.cfg.Heard(gateway, b.Header.VM, b.Header.SentUS, received)
 	}
 	h.ledger.observe(gateway, b, received)
 	if h.cfg.Joiner != nil {

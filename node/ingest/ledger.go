@@ -54,6 +54,7 @@ type ledger struct {
 	vms    map[vmKey]*vmState
 	builds map[buildKey]*GatewayCount
 	demand []*demand // sorted
+	purged time.Time // when room was last made in demand
 }
 
 // demand is one policy's at one worker.
@@ -155,7 +156,7 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 	if h.Seq <= vm.seq {
 		return // overtaken by a later one, which has told more
 	}
-	l.sent.Add(float64(h.Seq - vm.seq))
+	l.sent.Add(float64(min(h.Seq-vm.seq, maxGrowth)))
 	vm.seq = h.Seq
 	build := l.build(gateway, h.Plugin, now)
 	for _, name := range exchangeOutcomes {
@@ -192,12 +193,16 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now, at time.
 	}
 	d.Share = load.ShareNumber(h.ShareRev)
 	received := uint64(len(b.Events) + b.Discarded)
-	i, found := slices.BinarySearchFunc(l.demand, d, func(is *demand, d load.Demand) int { return is.Compare(d) })
+	place := func() (int, bool) {
+		return slices.BinarySearchFunc(l.demand, d, func(is *demand, d load.Demand) int { return is.Compare(d) })
+	}
+	i, found := place()
 	if !found {
-		if len(l.demand) >= maxDemand {
+		if len(l.demand) >= maxDemand && !l.purge(now) {
 			l.untold.Inc()
 			return
 		}
+		i, _ = place() // some may be gone
 		d.Gateway, d.VM, d.Policy = strings.Clone(d.Gateway), strings.Clone(d.VM), strings.Clone(d.Policy)
 		d.Received = received
 		l.demand = slices.Insert(l.demand, i, &demand{Demand: d, vm: vm, heard: at, seq: h.Seq})
@@ -218,6 +223,17 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now, at time.
 		is.heard = at
 	}
 	is.Eligible, is.Priority, is.Mirrored = max(is.Eligible, d.Eligible), max(is.Priority, d.Priority), max(is.Mirrored, d.Mirrored)
+}
+
+// purge makes room for demands: those of workers that are silent are not told any
+// more. It looks at most once a second.
+func (l *ledger) purge(now time.Time) (room bool) {
+	if now.Sub(l.purged) < time.Second {
+		return false
+	}
+	l.purged = now
+	l.demand = slices.DeleteFunc(l.demand, func(d *demand) bool { return now.Sub(d.vm.last) > demandFor })
+	return len(l.demand) < maxDemand
 }
 
 // demands lists what batches told of demand, sorted.

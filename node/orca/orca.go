@@ -97,7 +97,7 @@ func New(c Config) (*Server, error) {
 func NewGRPCServer(extra ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, MaxConnectionIdle: 15 * time.Second}),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxConcurrentStreams(perConnection),
 		grpc.ConnectionTimeout(10 * time.Second),
@@ -224,7 +224,8 @@ func coarse(r load.Report) load.Report {
 	return r
 }
 
-func near(a, b float64) bool { return math.Abs(a-b) <= max(a, b)/100 }
+// near tells of rates whether they are about the same: below one in ten seconds all are.
+func near(a, b float64) bool { return math.Abs(a-b) <= max(a, b, 10)/100 }
 
 func (s *Server) enter() bool {
 	s.mu.Lock()

@@ -2,6 +2,7 @@ package pressure_test
 
 import (
 	"math"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -69,7 +70,7 @@ func TestLags(t *testing.T) {
 	send := func(d, lag time.Duration, skew map[string]time.Duration) {
 		for end := now + d; now < end; now += 50 * time.Millisecond {
 			for i, vm := range vms {
-				l.Heard(vm, now-lag+offset*time.Duration(i)/2+skew[vm], now)
+				l.Heard(vm, "vm", now-lag+offset*time.Duration(i)/2+skew[vm], now)
 			}
 		}
 	}
@@ -92,9 +93,17 @@ func TestLags(t *testing.T) {
 	want("one clock set forward", 0)
 	send(time.Second, 0, map[string]time.Duration{"a": -24 * time.Hour, "b": -24 * time.Hour, "c": -24 * time.Hour})
 	want("all clocks set back by a day", 0)
-	l.Heard("a", math.MinInt64, now)
-	l.Heard("b", math.MaxInt64, now)
+	l.Heard("a", "vm", math.MinInt64, now)
+	l.Heard("b", "vm", math.MaxInt64, now)
 	want("garbage", 0)
+	for i := range 2 * 64 { // of one gateway, by many names
+		l.Heard("liar", strconv.Itoa(i), now, now)
+		l.Heard("liar", strconv.Itoa(i), now-time.Minute+time.Second, now)
+	}
+	want("one gateway lies", 0)
+	l.Heard("c", "vm", now-300*time.Millisecond+offset, now)
+	l.Heard("b", "vm", now-300*time.Millisecond+offset/2, now)
+	l.Heard("c", "vm", now-200*time.Millisecond+offset, now-time.Millisecond) // overtaken: it is not set anew
 	now += time.Second
 	want("silence", 0)
 }
@@ -103,12 +112,12 @@ func TestLagsBounded(t *testing.T) {
 	var l pressure.Lags
 	name := func(i int) string { return string(rune('a'+i%26)) + time.Duration(i).String() }
 	for i := range 10_000 {
-		l.Heard(name(i), 0, time.Duration(i)*time.Millisecond/100)
+		l.Heard(name(i), "vm", 0, time.Duration(i)*time.Millisecond/100)
 	}
 	for i := range 5000 {
-		l.Heard(name(100_000+i), 0, time.Minute+time.Duration(i))
+		l.Heard(name(100_000+i), "vm", 0, time.Minute+time.Duration(i))
 	}
-	l.Heard(name(100_000), 0, time.Minute+100*time.Millisecond)
+	l.Heard(name(100_000), "vm", 0, time.Minute+100*time.Millisecond)
 	if got := l.Lag(time.Minute + 100*time.Millisecond); got != 0 {
 		t.Errorf("lag %v, want the median of workers without any", got)
 	}
@@ -125,7 +134,7 @@ func BenchmarkGuard(b *testing.B) {
 func BenchmarkLags(b *testing.B) {
 	var l pressure.Lags
 	for i := range 1000 {
-		l.Heard(time.Duration(i).String(), 0, time.Duration(i))
+		l.Heard(time.Duration(i).String(), "vm", 0, time.Duration(i))
 	}
 	for b.Loop() {
 		l.Lag(time.Millisecond)

@@ -239,6 +239,19 @@ func startStrange(t *testing.T) (*strange, string) {
 	return s, addr
 }
 
+// Demands that are gone stay until the next full report; what is too much then is left out.
+func TestMoreAndMoreDemands(t *testing.T) {
+	last := &load.Report{Node: "n", Epoch: 1, Demands: []load.Demand{demand("a", 1)}}
+	part := &load.Report{Node: "n", Epoch: 1, Partial: true}
+	for i := range load.MaxDemands {
+		part.Demands = append(part.Demands, demand(fmt.Sprintf("z%05d", i), 1))
+	}
+	r, err := whole(last, part)
+	if err != nil || r.Partial || len(r.Demands) != load.MaxDemands || r.Demands[0] != last.Demands[0] {
+		t.Errorf("%v, %d demands", err, len(r.Demands))
+	}
+}
+
 // A node whose reports are garbage is named as such, and heard again once they
 // are none; so is one that falls silent.
 func TestGarbageAndSilence(t *testing.T) {
@@ -247,10 +260,6 @@ func TestGarbageAndSilence(t *testing.T) {
 	c.SetNodes([]string{addr})
 	good := func(epoch uint64) *data.OrcaLoadReport {
 		return load.Encode(&load.Report{Node: "n", Epoch: epoch, Demands: []load.Demand{demand("a", 1)}})
-	}
-	many := &load.Report{Node: "n", Epoch: 1, Partial: true}
-	for i := range load.MaxDemands {
-		many.Demands = append(many.Demands, demand(fmt.Sprintf("z%05d", i), 1))
 	}
 	other := load.Encode(&load.Report{Node: "n", Epoch: 9, Partial: true})
 	huge := &data.OrcaLoadReport{NamedMetrics: map[string]float64{strings.Repeat("x", load.MaxBytes): 1}}
@@ -261,7 +270,6 @@ func TestGarbageAndSilence(t *testing.T) {
 		"no report":                {[]*data.OrcaLoadReport{{}}, "no report of an analysis node"},
 		"part of nothing":          {[]*data.OrcaLoadReport{other}, "partial report without"},
 		"part of another epoch's":  {[]*data.OrcaLoadReport{good(1), other}, "partial report without"},
-		"more and more demands":    {[]*data.OrcaLoadReport{good(1), load.Encode(many)}, "demands in all"},
 		"a demand that can't be":   {[]*data.OrcaLoadReport{{NamedMetrics: map[string]float64{"periscope.node/n": 1, "periscope.demand/g/v/p/eligible": -1}}}, "eligible is -1"},
 		"more bytes than there be": {[]*data.OrcaLoadReport{good(1), huge}, "larger than max"},
 		"silence":                  {[]*data.OrcaLoadReport{good(1)}, "no report came in time"},

@@ -142,10 +142,8 @@ func whole(last, r *load.Report) (*load.Report, error) {
 	if last == nil || last.Epoch != r.Epoch || last.Node != r.Node {
 		return nil, errors.New("a partial report without a full one of the same node before it")
 	}
-	r.Demands, r.Partial = load.Merge(last.Demands, r.Demands), false
-	if len(r.Demands) > load.MaxDemands {
-		return nil, fmt.Errorf("%d demands in all: more than %d", len(r.Demands), load.MaxDemands)
-	}
+	r.Demands, r.Partial = load.Merge(last.Demands, r.Demands), false // those that are gone stay until the next full one
+	r.Demands = r.Demands[:min(len(r.Demands), load.MaxDemands)]
 	return r, nil
 }
 

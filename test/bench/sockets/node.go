@@ -186,10 +186,10 @@ func (n *node) Join(_ string, b *event.Batch) {
 	}
 }
 
-func (n *node) heard(vm string, sentUS uint64, received time.Time) {
+func (n *node) heard(gateway, vm string, sentUS uint64, received time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.lags.Heard(vm, time.Duration(sentUS)*time.Microsecond, received.Sub(n.started))
+	n.lags.Heard(gateway, vm, time.Duration(sentUS)*time.Microsecond, received.Sub(n.started))
 }
 
 // analyse has a thread of its own, of low priority, as in cmd/periscope.
