@@ -118,7 +118,13 @@ func runOverload(ctx context.Context, f overloadFlags, out io.Writer) (err error
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w (logs are in %s)", err, dir)
+			return
+		}
+		err = os.RemoveAll(dir)
+	}()
 	up, err := f.stack(dir)
 	if err != nil {
 		return err
@@ -200,7 +206,7 @@ type phaseResult struct {
 func (f *overloadFlags) account(ctx context.Context, r running, done []phaseResult, out io.Writer) error {
 	var total, suspicious int
 	for _, d := range done {
-		total += len(d.took)
+		total += len(d.took) + d.failed
 		suspicious += d.suspicious
 	}
 	select { // for what is on its way, and the next report
@@ -210,9 +216,10 @@ func (f *overloadFlags) account(ctx context.Context, r running, done []phaseResu
 	}
 	counts := ledgerCounts(r.node.registry)
 	of := func(series string) uint64 { return counts[series] }
-	fmt.Fprintf(out, "exchanges:       %d: %d analysed, %d left out by the share, %d discarded by the guard\n", total,
+	lost := r.control.history.lost()
+	fmt.Fprintf(out, "exchanges:       %d: %d analysed, %d left out by the share, %d discarded by the guard, %.0f lost on the way\n", total,
 		of(`periscope_detect_inspections_total{outcome="clean"}`)+of(`periscope_detect_inspections_total{outcome="hit"}`),
-		of(`periscope_gateway_exchanges_total{outcome="sampled_out"}`), of(`periscope_ingest_events_total{outcome="discarded"}`))
+		of(`periscope_gateway_exchanges_total{outcome="sampled_out"}`), of(`periscope_ingest_events_total{outcome="discarded"}`), lost)
 	fmt.Fprintf(out, "suspicious:      %d, %d found to be attacks\n", suspicious, of(`periscope_detect_inspections_total{outcome="hit"}`))
 	return nil
 }
@@ -226,9 +233,12 @@ func plotLine(second int, s loadSample, p99 time.Duration) string {
 		share = s.shares[0].percent
 	}
 	filled := int(math.Round(share / 100 * barWidth))
-	late := max(orZero(s.kernel), orZero(s.queue), orZero(s.lag))
+	late := "–"
+	if s.kernel >= 0 || s.queue >= 0 || s.lag >= 0 { // else nobody told
+		late = milliseconds(time.Duration(max(orZero(s.kernel), orZero(s.queue), orZero(s.lag)) * float64(time.Second)))
+	}
 	return fmt.Sprintf("%3d s %9s  %s%s %5.1f %% %9s %8s  %s", second, perSecond(s.demand), strings.Repeat("█", filled), strings.Repeat("░", barWidth-filled), share,
-		perSecond(s.analysed), milliseconds(time.Duration(late*float64(time.Second))), milliseconds(p99))
+		perSecond(s.analysed), late, milliseconds(p99))
 }
 
 func perSecond(v float64) string {

@@ -9,7 +9,7 @@ import (
 
 func TestPlotLine(t *testing.T) {
 	nothing := loadSample{demand: math.NaN(), capacity: math.NaN(), analysed: math.NaN(), delays: noDelays}
-	if got, want := plotLine(1, nothing, 0), "  1 s         –  ████████████████████ 100.0 %         –     0 ms  0 ms"; got != want {
+	if got, want := plotLine(1, nothing, 0), "  1 s         –  ████████████████████ 100.0 %         –        –  0 ms"; got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 	s := loadSample{demand: 1000.4, analysed: 93, delays: delays{0.02, 0.045, math.NaN()}, shares: []shareLevel{{percent: 12.5}}}

@@ -17,7 +17,7 @@ func newConsole(o *options) *cobra.Command {
 	var addr, dataDir, control string
 	cmd := &cobra.Command{
 		Use:   "console",
-		Short: "Serve the Attacks page and the API over what a node has stored",
+		Short: "Serve the pages Attacks, Gateways and Load, and the API",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			logger, err := o.logger()

@@ -229,6 +229,8 @@ type control struct {
 	// unfit are the gateways that can't be supplied with the build of the plugin
 	// that they are to run, with the reasons.
 	unfit map[string]string
+	// supplied are gateways' plans as istiods were handed them last.
+	supplied []mirror.GatewayPlan
 }
 
 func openControl(ctx context.Context, cfg controlConfig) (_ *control, err error) {

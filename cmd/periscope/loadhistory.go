@@ -162,6 +162,13 @@ func (h *loadHistory) newest() loadSample {
 	return h.samples[len(h.samples)-1]
 }
 
+// lost is how many exchanges were lost between gateways and nodes, so far.
+func (h *loadHistory) lost() float64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.losses.total[lossLost]
+}
+
 // Load makes it a console.LoadSource.
 func (h *loadHistory) Load(context.Context) (console.Load, error) { return h.load(), nil }
 
@@ -214,7 +221,7 @@ func (h *loadHistory) shares(out *console.Load) {
 			past[i] = math.NaN()
 		}
 		series[key{l.policy, l.gateway}] = past
-		out.Shares = append(out.Shares, console.LoadShare{Policy: l.policy, Gateway: l.gateway, Ceiling: l.ceiling, Least: l.least, Most: l.most, Demand: l.demand, Percent: past})
+		out.Shares = append(out.Shares, console.LoadShare{Policy: l.policy, Gateway: l.gateway, Ceiling: l.ceiling, Least: l.least, Most: l.most, Demand: l.demand, LeftOut: 100 - l.classes, Percent: past})
 	}
 	for i := range h.samples {
 		for _, l := range h.samples[i].shares {
@@ -290,6 +297,7 @@ type shareLevel struct {
 	policy, gateway               string
 	ceiling, percent, least, most float64
 	demand                        float64 // exchanges a second
+	classes                       float64 // the share of classes, the lowest
 	hidden                        int     // gateways that differ and do not follow
 }
 
@@ -303,7 +311,7 @@ func shareLevels(plan mirror.Plan, leaves []shareDemand) []shareLevel {
 		gateways                         []shareLevel
 	}
 	policies := map[string]*policyLevel{}
-	at := map[place]func(pod string) float64{}
+	at, spared := map[place]func(pod string) float64{}, map[place]func(pod string) float64{}
 	for _, g := range plan.Gateways {
 		shares := g.Settings.Shares
 		for i, s := range g.Policies() {
@@ -311,13 +319,15 @@ func shareLevels(plan mirror.Plan, leaves []shareDemand) []shareLevel {
 				continue
 			}
 			of := func(pod string) float64 { return float64(min(s.SharePPM, shares.At(pod, i).PPM)) / 1e4 }
-			at[place{g.Gateway.ID(), s.PolicyID}] = of
+			classes := func(pod string) float64 { return float64(shares.At(pod, i).Priority) / 1e4 }
+			at[place{g.Gateway.ID(), s.PolicyID}], spared[place{g.Gateway.ID(), s.PolicyID}] = of, classes
 			p := policies[s.PolicyID]
 			if p == nil {
-				p = &policyLevel{shareLevel: shareLevel{policy: s.PolicyID, ceiling: float64(s.SharePPM) / 1e4, least: of(""), most: of("")}}
+				p = &policyLevel{shareLevel: shareLevel{policy: s.PolicyID, ceiling: float64(s.SharePPM) / 1e4, least: of(""), most: of(""), classes: 100}}
 				policies[s.PolicyID] = p
 			}
 			p.least, p.most, p.plain, p.places = min(p.least, of("")), max(p.most, of("")), p.plain+of(""), p.places+1
+			p.classes = min(p.classes, classes(""))
 		}
 	}
 	for _, l := range leaves {
@@ -327,9 +337,10 @@ func shareLevels(plan mirror.Plan, leaves []shareDemand) []shareLevel {
 		}
 		_, pod, _ := strings.Cut(l.gateway, "/")
 		v := of(pod)
-		p.least, p.most = min(p.least, v), max(p.most, v)
+		classes := spared[place{l.workload, l.policy}](pod)
+		p.least, p.most, p.classes = min(p.least, v), max(p.most, v), min(p.classes, classes)
 		p.routine, p.weighted, p.demand = p.routine+l.routine, p.weighted+v*l.routine, p.demand+l.routine+l.priority
-		p.gateways = append(p.gateways, shareLevel{l.policy, l.gateway, p.ceiling, v, v, v, l.routine + l.priority, 0})
+		p.gateways = append(p.gateways, shareLevel{l.policy, l.gateway, p.ceiling, v, v, v, l.routine + l.priority, classes, 0})
 	}
 	var out []shareLevel
 	for _, p := range slices.SortedFunc(maps.Values(policies), func(a, b *policyLevel) int {

@@ -77,6 +77,10 @@ func TestLossByLedger(t *testing.T) {
 	if _, known := r[lossSampled]; known || r[lossGuard] != 5 || m.total[lossGuard] != 14 || m.total[lossSampled] != 86 {
 		t.Errorf("of two: %v, total %v", r, m.total)
 	}
+	m.ledger(at(9), nil)
+	if r := m.rates(); len(r) != 0 || m.analysed() != 0 {
+		t.Errorf("both have gone: %v, %v analysed", r, m.analysed())
+	}
 	m.ledger(at(2000), nil)
 	if len(m.nodes) != 0 {
 		t.Errorf("%d nodes are remembered", len(m.nodes))
@@ -135,6 +139,13 @@ func TestLossByDemand(t *testing.T) {
 	if _, known := m.rates()[lossLost]; known {
 		t.Error("without reports nobody knows what is lost")
 	}
+
+	// Another node has got much of the worker before we knew that.
+	settle(report("a", 1, worker("z", 2000, 1000, 500)))
+	settle(report("a", 1, worker("z", 2020, 1010, 505)), report("b", 1, worker("z", 2010, 1005, 1e6)))
+	settle(report("a", 1, worker("z", 2040, 1030, 505)), report("b", 1, worker("z", 2040, 1030, 1e6+5)))
+	lost(30, "what was got before does not hide what is lost")
+	settle()
 
 	// With several nodes what was left out by sampling is what was wanted less what
 	// was mirrored.
@@ -200,11 +211,11 @@ func TestShareLevels(t *testing.T) {
 	}
 	got := shareLevels(plan, leaves)
 	want := []shareLevel{
-		{"ns/p0", "", 100, (300*10. + 100*20 + 50*100) / 450, 10, 100, 465, 0},
-		{"ns/p0", "ns/a-1", 100, 10, 10, 10, 310, 0},
-		{"ns/p0", "ns/a-2", 100, 20, 20, 20, 100, 0},
-		{"ns/p0", "ns/b-1", 100, 100, 100, 100, 55, 0},
-		{"ns/p1", "", 50, 50, 50, 50, 20, 0},
+		{"ns/p0", "", 100, (300*10. + 100*20 + 50*100) / 450, 10, 100, 465, 100, 0},
+		{"ns/p0", "ns/a-1", 100, 10, 10, 10, 310, 100, 0},
+		{"ns/p0", "ns/a-2", 100, 20, 20, 20, 100, 100, 0},
+		{"ns/p0", "ns/b-1", 100, 100, 100, 100, 55, 100, 0},
+		{"ns/p1", "", 50, 50, 50, 50, 20, 100, 0},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(shareLevel{})); diff != "" {
 		t.Error(diff)

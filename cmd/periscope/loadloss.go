@@ -78,7 +78,8 @@ const (
 type lossMeter struct {
 	total  map[lossReason]float64 // exchanges
 	nodes  map[string]*lossNode
-	shared bool // several nodes report: each tells all that gateways counted
+	heard  bool // some node reports
+	shared bool // several do: each tells all that gateways counted
 
 	workers  map[lossWorker]*lossDemand
 	looked   time.Time
@@ -101,6 +102,7 @@ type lossWorker struct{ gateway, vm, policy string }
 // lossDemand is a worker's counters, the highest that was told, and what nodes got.
 type lossDemand struct {
 	eligible, mirrored uint64
+	from, got          uint64 // of mirrored, what had been when it was first seen, and what nodes got since
 	received           []lossIntake
 	since, told        time.Time
 }
@@ -110,12 +112,14 @@ type lossIntake struct {
 	epoch, count uint64
 }
 
-// take gives how much more a node got. One that restarted counts from 0.
+// take gives how much more a node got. One that restarted counts from 0; what one
+// counted before it told of the worker may be from before we knew that.
 func (w *lossDemand) take(node string, epoch, count uint64) (more uint64) {
 	i := slices.IndexFunc(w.received, func(n lossIntake) bool { return n.node == node })
 	if i < 0 {
 		w.received = append(w.received, lossIntake{strings.Clone(node), epoch, count})
-		return count
+		since := w.mirrored - w.from
+		return min(count, since-min(since, w.got))
 	}
 	before := w.received[i]
 	w.received[i].epoch, w.received[i].count = epoch, count
@@ -140,6 +144,7 @@ func (g *gap) look() float64 {
 	if len(g.recent) < lossWindow {
 		return 0
 	}
+	g.grown = min(g.grown, slices.Max(g.recent)) // else what falls would hide what is lost
 	sure := slices.Min(g.recent)
 	more := max(0, sure-g.grown)
 	g.grown += more
@@ -153,7 +158,7 @@ func newLossMeter() *lossMeter {
 
 // ledger takes what nodes have reported.
 func (m *lossMeter) ledger(now time.Time, nodes []xdsnode.Reporter) {
-	m.shared = len(nodes) > 1
+	m.heard, m.shared = len(nodes) > 0, len(nodes) > 1
 	for _, r := range nodes {
 		n := m.nodes[r.Node]
 		switch {
@@ -166,7 +171,11 @@ func (m *lossMeter) ledger(now time.Time, nodes []xdsnode.Reporter) {
 		}
 	}
 	for name, n := range m.nodes {
-		if now.Sub(n.at) > lossForget && !slices.ContainsFunc(nodes, func(r xdsnode.Reporter) bool { return r.Node == name }) {
+		if slices.ContainsFunc(nodes, func(r xdsnode.Reporter) bool { return r.Node == name }) {
+			continue
+		}
+		n.plugin, n.own = nil, nil // it has gone
+		if now.Sub(n.at) > lossForget {
 			delete(m.nodes, name)
 		}
 	}
@@ -237,22 +246,24 @@ func (m *lossMeter) hear(now time.Time, r *load.Report, d *load.Demand) {
 		m.workers[lossWorker{strings.Clone(d.Gateway), strings.Clone(d.VM), strings.Clone(d.Policy)}] = w
 	}
 	w.told = now
-	got := w.take(r.Node, r.Epoch, d.Received)
+	mirrored, eligible := max(w.mirrored, d.Mirrored), max(w.eligible, d.Eligible)
+	grown, more := mirrored-w.mirrored, eligible-w.eligible
+	w.mirrored, w.eligible = mirrored, eligible
 	if w.since.Equal(now) { // from here on
-		w.eligible, w.mirrored = max(w.eligible, d.Eligible), max(w.mirrored, d.Mirrored)
+		w.from = mirrored
+		w.take(r.Node, r.Epoch, d.Received)
 		return
 	}
-	mirrored, eligible := max(w.mirrored, d.Mirrored), max(w.eligible, d.Eligible)
-	grown := float64(mirrored - w.mirrored)
-	m.missing.sum += grown - float64(got)
-	m.skipped.sum += float64(eligible-w.eligible) - grown
-	w.mirrored, w.eligible = mirrored, eligible
+	got := w.take(r.Node, r.Epoch, d.Received)
+	w.got += got
+	m.missing.sum += float64(grown) - float64(got)
+	m.skipped.sum += float64(more) - float64(grown)
 }
 
 // rates gives exchanges a second by reason; of what nobody knows there is none.
 func (m *lossMeter) rates() map[lossReason]float64 {
 	out := map[lossReason]float64{}
-	if len(m.nodes) > 0 {
+	if m.heard {
 		for _, reason := range lossReasons() {
 			out[reason] = 0
 		}

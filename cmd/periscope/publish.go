@@ -150,11 +150,12 @@ func (c *control) supply(plan mirror.Plan, last *controlState) (*xds.Snapshot, e
 			continue
 		}
 		c.cfg.logger.Error("gateway keeps its last plan", "gateway", fault.Gateway, "error", fault.Err)
-		if plan, err = keepLast(plan, last, fault.Gateway); err != nil {
+		if plan, err = keepLast(plan, c.supplied, fault.Gateway); err != nil {
 			return nil, err
 		}
 		s, err = c.supplies.Make(config, plan)
 	}
+	c.supplied = plan.Gateways
 	if c.readback != nil {
 		c.readback.serve(s.Items, plan, time.Now())
 	}
@@ -175,18 +176,16 @@ func (c *control) buildBefore(last *controlState, id string) (lua.Build, bool) {
 
 // keepLast puts a gateway's last plan in place of its new one, or takes the
 // gateway out if it has had none, or that is the faulty one.
-func keepLast(plan mirror.Plan, last *controlState, id string) (mirror.Plan, error) {
+func keepLast(plan mirror.Plan, supplied []mirror.GatewayPlan, id string) (mirror.Plan, error) {
 	at := slices.IndexFunc(plan.Gateways, func(g mirror.GatewayPlan) bool { return g.Gateway.ID() == id })
 	if at < 0 {
 		return plan, fmt.Errorf("gateway %s is not in the plan", id)
 	}
 	plan.Gateways = slices.Clone(plan.Gateways)
-	if last != nil {
-		for _, g := range last.plan.Gateways {
-			if g.Gateway.ID() == id && g.Settings.Encode() != plan.Gateways[at].Settings.Encode() {
-				plan.Gateways[at] = g
-				return plan, nil
-			}
+	for _, g := range supplied {
+		if g.Gateway.ID() == id && g.Settings.Encode() != plan.Gateways[at].Settings.Encode() {
+			plan.Gateways[at] = g
+			return plan, nil
 		}
 	}
 	plan.Gateways = slices.Delete(plan.Gateways, at, at+1)

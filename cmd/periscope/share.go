@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/periscope-mesh/periscope/mirror"
+	"github.com/periscope-mesh/periscope/mirror/load"
 	"github.com/periscope-mesh/periscope/mirror/share"
 	"github.com/periscope-mesh/periscope/xds"
 	"github.com/periscope-mesh/periscope/xds/mcp"
@@ -37,10 +38,11 @@ type sharing struct {
 	mu         sync.Mutex
 	controller *share.Controller
 	effects    *effects
+	inForce    bool // some gateway goes by shares already: of another replica, or from before our start
 
 	due      map[string]*mirror.Shares // of istiods' gateways, not pushed yet; of run alone
 	istiodAt time.Time
-	late     bool // some node has been late: before that, nobody knows what nodes can do
+	late     bool // some node has been late, or shares are in force: before that, nobody knows what nodes can do
 }
 
 type shareMetrics struct {
@@ -115,6 +117,7 @@ func (s *sharing) take(u orca.Update) {
 	s.mu.Lock()
 	urgent := s.controller.Observe(*u.Report, u.Received)
 	s.effects.take(u, s.controller.Effect)
+	s.inForce = s.inForce || slices.ContainsFunc(u.Report.Demands, func(d load.Demand) bool { return d.Share != 0 })
 	s.mu.Unlock()
 	if urgent {
 		select {
@@ -138,6 +141,7 @@ func (s *sharing) run(ctx context.Context) error {
 		now := time.Now()
 		s.mu.Lock()
 		d := s.controller.Decide(now)
+		s.late = s.late || s.inForce || d.Ready && d.Totals.Delay > urgentDelay
 		s.mu.Unlock()
 		s.show(d)
 		s.push(d, now)
@@ -155,7 +159,6 @@ func (s *sharing) show(d share.Decision) {
 // push hands on the shares that have changed: to gateways that we serve at once,
 // to istiods not more than once a second unless nodes are late.
 func (s *sharing) push(d share.Decision, now time.Time) {
-	s.late = s.late || d.Ready && d.Totals.Delay > urgentDelay
 	if s.late && d.Ready && (d.Changed > 0 || len(s.control.current().shares) == 0) {
 		direct, due := s.changed(d)
 		maps.Copy(s.due, due)
@@ -163,14 +166,16 @@ func (s *sharing) push(d share.Decision, now time.Time) {
 	}
 	if len(s.due) > 0 && (d.Urgent || now.Sub(s.istiodAt) >= istiodPushGap) {
 		s.istiodAt = now
-		s.hand(s.due, "istiod")
-		clear(s.due)
+		if s.hand(s.due, "istiod") {
+			clear(s.due)
+		}
 	}
 }
 
-func (s *sharing) hand(shares map[string]*mirror.Shares, carrier string) {
+// hand tells whether they were handed on.
+func (s *sharing) hand(shares map[string]*mirror.Shares, carrier string) bool {
 	if len(shares) == 0 {
-		return
+		return true
 	}
 	s.mu.Lock()
 	now := time.Now()
@@ -180,9 +185,10 @@ func (s *sharing) hand(shares map[string]*mirror.Shares, carrier string) {
 	s.mu.Unlock()
 	if err := s.control.publishShares(shares); err != nil {
 		s.control.cfg.logger.Error("shares not handed on", "error", err)
-		return
+		return false
 	}
 	s.metrics.pushes.WithLabelValues(carrier).Add(float64(len(shares)))
+	return true
 }
 
 // changed gives the shares of gateways for which a decision makes a difference:

@@ -15,6 +15,9 @@ import (
 // suspiciousOf is how many requests there are for each that looks like an attack.
 const suspiciousOf = 100
 
+// mostDue bounds requests that are due and not sent yet.
+const mostDue = 100_000
+
 // users send requests at a rate, whatever becomes of earlier ones.
 type users struct {
 	url    string
@@ -38,12 +41,12 @@ func (u *users) close() { u.client.CloseIdleConnections() }
 func (u *users) run(ctx context.Context, perSecond float64, long time.Duration, each func(took []time.Duration)) {
 	ctx, cancel := context.WithTimeout(ctx, long)
 	defer cancel()
-	due := make(chan time.Time, int(perSecond*long.Seconds())+1)
+	due := make(chan time.Time, int(min(perSecond*long.Seconds(), mostDue))+1)
 	var wg sync.WaitGroup
 	for range 64 {
 		wg.Go(func() {
 			for at := range due {
-				u.send(at)
+				u.send(ctx, at)
 			}
 		})
 	}
@@ -68,7 +71,10 @@ func (u *users) run(ctx context.Context, perSecond float64, long time.Duration, 
 	})
 	limiter := rate.NewLimiter(rate.Limit(perSecond), 1+int(perSecond/100)) // a sleep may be some ms too long
 	for limiter.Wait(ctx) == nil {
-		due <- time.Now()
+		select {
+		case due <- time.Now():
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -78,7 +84,11 @@ func (u *users) count() int {
 	return len(u.took)
 }
 
-func (u *users) send(at time.Time) {
+// send leaves out what was still due when the time was over.
+func (u *users) send(ctx context.Context, at time.Time) {
+	if ctx.Err() != nil {
+		return
+	}
 	u.mu.Lock()
 	suspicious := u.sent%suspiciousOf == 0
 	u.sent++

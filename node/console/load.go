@@ -47,6 +47,7 @@ type LoadShare struct {
 	Least   float64 `json:"leastPercent" doc:"The lowest share of a gateway now."`
 	Most    float64 `json:"mostPercent" doc:"The highest share of a gateway now."`
 	Demand  float64 `json:"demand" doc:"Exchanges a second that the policy wants now, those of its classes among them."`
+	LeftOut float64 `json:"classesLeftOutPercent" doc:"The part of the exchanges of its classes that a gateway leaves out now, at most: 0 as long as they take no more than their part of what nodes can do."`
 	Percent Series  `json:"percent" doc:"The share of exchanges outside of classes that is mirrored."`
 }
 

@@ -244,13 +244,14 @@ func TestHeadline(t *testing.T) {
 		return out
 	}
 	for want, l := range map[string]Load{
-		"No policy mirrors anything. No node is known.":                                                       {},
-		"Gateways mirror all that policies ask for. Analysis is on time.":                                     {Shares: shares(50, 50), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.019}},
-		"Load control has lowered the policy's share. Analysis is 120 ms late.":                               {Shares: shares(49), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.12}, Lag: Series{math.NaN()}},
-		"Load control has lowered the share of 1 of 2 policies. No node reports.":                             {Shares: shares(50, 1), Nodes: []LoadNode{node("stale"), node("connecting")}},
-		"Gateways mirror all that policies ask for. Analysis is on time. 2 nodes do not report.":              {Kernel: Series{0}, Shares: shares(50), Nodes: []LoadNode{node("reporting"), node("stale"), node("connecting")}},
-		"Gateways mirror all that policies ask for. How late analysis is, no node has told of late.":          {Shares: shares(50), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.1, math.NaN()}},
-		"Load control has lowered the share of 2 of 2 policies. Analysis is on time. 1 node does not report.": {Lag: Series{0}, Shares: shares(1, 1), Nodes: []LoadNode{node("reporting"), node("stale")}},
+		"No policy mirrors anything. No node is known.":                                                                                                          {},
+		"Gateways mirror all that policies ask for. Analysis is on time.":                                                                                        {Shares: shares(50, 50), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.019}},
+		"Load control has lowered the policy's share. Analysis is 120 ms late.":                                                                                  {Shares: shares(49), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.12}, Lag: Series{math.NaN()}},
+		"Load control has lowered the share of 1 of 2 policies. No node reports.":                                                                                {Shares: shares(50, 1), Nodes: []LoadNode{node("stale"), node("connecting")}},
+		"Gateways mirror all that policies ask for. Analysis is on time. 2 nodes do not report.":                                                                 {Kernel: Series{0}, Shares: shares(50), Nodes: []LoadNode{node("reporting"), node("stale"), node("connecting")}},
+		"Gateways mirror all that policies ask for. How late analysis is, no node has told of late.":                                                             {Shares: shares(50), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.1, math.NaN()}},
+		"Load control has lowered the share of 2 of 2 policies. Analysis is on time. 1 node does not report.":                                                    {Lag: Series{0}, Shares: shares(1, 1), Nodes: []LoadNode{node("reporting"), node("stale")}},
+		"Load control has lowered the policy's share. Even exchanges of classes that sampling spares are left out in part: they are too many. No node is known.": {Shares: []LoadShare{{Ceiling: 50, Least: 1, LeftOut: 60}}},
 	} {
 		if got := strings.Join(headline(&l), " "); got != want {
 			t.Errorf("%q, want %q", got, want)

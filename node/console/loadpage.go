@@ -32,7 +32,8 @@ type shareRow struct {
 	Now             string
 	Range           string // of gateways; empty where they are alike
 	Ceiling, Demand string
-	Lowered         bool // by load control
+	Lowered         bool   // by load control
+	Classes         string // the lowest share of classes; empty: all
 	Spark           spark
 }
 
@@ -120,13 +121,14 @@ func headline(l *Load) []string {
 			reporting++
 		}
 	}
-	lowered, policies := 0, 0
+	lowered, policies, classes := 0, 0, false
 	for i := range l.Shares {
 		if s := &l.Shares[i]; s.Gateway == "" {
 			policies++
 			if s.lowered() {
 				lowered++
 			}
+			classes = classes || s.LeftOut > 0
 		}
 	}
 	switch {
@@ -138,6 +140,9 @@ func headline(l *Load) []string {
 		out = append(out, "Load control has lowered the policy's share.")
 	default:
 		out = append(out, fmt.Sprintf("Load control has lowered the share of %d of %d policies.", lowered, policies))
+	}
+	if classes {
+		out = append(out, "Even exchanges of classes that sampling spares are left out in part: they are too many.")
 	}
 	worst := Series{l.Kernel.now(), l.Queue.now(), l.Lag.now()}.most()
 	switch {
@@ -167,6 +172,9 @@ func newShareRow(s *LoadShare) shareRow {
 	least, most := percent(s.Least), percent(s.Most)
 	if least != most {
 		row.Range = least + " to " + most
+	}
+	if s.LeftOut > 0 {
+		row.Classes = percent(100 - s.LeftOut)
 	}
 	row.Spark = newSpark(s.Percent, 100, average, fmt.Sprintf("Share: now %s, in these minutes between %s and %s", row.Now, known(leastOf(s.Percent), percent), known(s.Percent.most(), percent)))
 	return row
