@@ -296,3 +296,18 @@ func TestEncodeShares(t *testing.T) {
 		t.Errorf("%d lines", got)
 	}
 }
+
+func TestSharesFor(t *testing.T) {
+	all := mirror.Share{PPM: mirror.Everything, Priority: mirror.Everything}
+	s := &mirror.Shares{Policies: []string{"ns/a", "ns/b"}, Default: []mirror.Share{{PPM: 1, Priority: 2}, {PPM: 3, Priority: 4}},
+		Pods: map[string][]mirror.Share{"pod": {{PPM: 5, Priority: 6}, {PPM: 7, Priority: 8}}}}
+	s.Seal()
+	if s.For([]string{"ns/a", "ns/b"}) != s || len(s.Revision) != 8 || (*mirror.Shares)(nil).For([]string{"ns/a"}) != nil {
+		t.Error("the same policies have other shares")
+	}
+	got := s.For([]string{"ns/c", "ns/b"})
+	if diff := cmp.Diff(&mirror.Shares{Revision: got.Revision, Policies: []string{"ns/c", "ns/b"}, Default: []mirror.Share{all, {PPM: 3, Priority: 4}},
+		Pods: map[string][]mirror.Share{"pod": {all, {PPM: 7, Priority: 8}}}}, got); diff != "" || got.Revision == s.Revision {
+		t.Errorf("revision %s, was %s: %s", got.Revision, s.Revision, diff)
+	}
+}

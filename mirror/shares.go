@@ -1,6 +1,8 @@
 package mirror
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"maps"
 	"slices"
 	"strconv"
@@ -21,7 +23,8 @@ type Share struct {
 // and its Next; missing ones leave a policy as it is. They travel beside the
 // settings, as they change far more often.
 type Shares struct {
-	Revision string // names them, 32 bits in hex: the plugin looks at them anew when it changes
+	Revision string   // names them, 32 bits in hex: the plugin looks at them anew when it changes
+	Policies []string // whose they are, by id: a plan may have others since, see For
 	Default  []Share
 	Pods     map[string][]Share // by the pod's name; at most MaxSharePods count
 }
@@ -44,6 +47,36 @@ func (s *Shares) Encode() string {
 		record(&b, pod, shareFields(s.Pods[pod])...)
 	}
 	return b.String()
+}
+
+// Seal names them by what they are.
+func (s *Shares) Seal() {
+	sum := sha256.Sum256([]byte(s.Encode()))
+	s.Revision = hex.EncodeToString(sum[:4])
+}
+
+// For are the shares of these policies, in their order; those of which there are none
+// have all.
+func (s *Shares) For(policies []string) *Shares {
+	if s == nil || slices.Equal(s.Policies, policies) {
+		return s
+	}
+	pick := func(from []Share) []Share {
+		out := make([]Share, len(policies))
+		for i, id := range policies {
+			out[i] = Share{Everything, Everything}
+			if at := slices.Index(s.Policies, id); at >= 0 && at < len(from) {
+				out[i] = from[at]
+			}
+		}
+		return out
+	}
+	next := &Shares{Policies: policies, Default: pick(s.Default), Pods: map[string][]Share{}}
+	for pod, shares := range s.Pods {
+		next.Pods[pod] = pick(shares)
+	}
+	next.Seal()
+	return next
 }
 
 // At gives the share of the policy at a place, by a pod of this name; all when

@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"maps"
 	"slices"
 	"strings"
@@ -101,6 +99,10 @@ func (s *sharing) configure(plan mirror.Plan) {
 	defer s.mu.Unlock()
 	s.controller.Configure(config)
 	s.effects.configure(workloads)
+	select { // what has changed may want other shares
+	case s.wake <- struct{}{}:
+	default:
+	}
 }
 
 func tenantOf(plan mirror.Plan, id string) string {
@@ -226,7 +228,7 @@ func (s *sharing) changed(d share.Decision) (direct, due map[string]*mirror.Shar
 			if mine, ok := own[p.PolicyID]; ok && g.Gateway.Selector == nil {
 				f = mine
 			}
-			shares.Default = append(shares.Default, f)
+			shares.Default, shares.Policies = append(shares.Default, f), append(shares.Policies, p.PolicyID)
 		}
 		if g.Gateway.Selector != nil {
 			for pod, by := range pods[id] {
@@ -241,9 +243,12 @@ func (s *sharing) changed(d share.Decision) (direct, due map[string]*mirror.Shar
 				}
 			}
 		}
-		text := shares.Encode()
-		sum := sha256.Sum256([]byte(text))
-		shares.Revision = hex.EncodeToString(sum[:4])
+		for i, pod := range slices.Sorted(maps.Keys(shares.Pods)) {
+			if i >= mirror.MaxSharePods {
+				delete(shares.Pods, pod)
+			}
+		}
+		shares.Seal()
 		if was := cmp.Or(s.due[id], current.shares[id]); was == nil || was.Revision != shares.Revision {
 			if g.Gateway.Selector != nil {
 				due[id] = shares
@@ -376,8 +381,12 @@ func withShares(plan mirror.Plan, shares map[string]*mirror.Shares) mirror.Plan 
 	plan.Gateways = slices.Clone(plan.Gateways)
 	for i := range plan.Gateways {
 		g := &plan.Gateways[i]
-		if s := shares[g.Gateway.ID()]; s != nil && len(s.Default) == len(g.Policies()) {
-			g.Settings.Shares = s
+		if s := shares[g.Gateway.ID()]; s != nil {
+			var ids []string
+			for _, p := range g.Policies() {
+				ids = append(ids, p.PolicyID)
+			}
+			g.Settings.Shares = s.For(ids)
 		}
 	}
 	return plan

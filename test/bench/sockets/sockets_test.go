@@ -56,10 +56,17 @@ func TestRun(t *testing.T) {
 	if strings.Contains(got, "\n| inline CPU") {
 		t.Error("a step is made that is not wanted")
 	}
-	// Everybody sees a node that was stopped, unless the machine was too busy to tell.
+	// Who samples from outside sees a node that was stopped, unless the machine was too
+	// busy to tell; in the node, all may have been read before the next sample.
 	for l := range strings.Lines(got) {
-		if strings.HasPrefix(l, "| SIGSTOP") && !strings.Contains(l, "| ? |") && (strings.Contains(l, "| – |") || strings.Contains(l, "/2)")) {
-			t.Errorf("somebody has not seen it: %s", l)
+		columns := strings.Split(l, "|")
+		if !strings.HasPrefix(l, "| SIGSTOP") || strings.Contains(l, "| ? |") {
+			continue
+		}
+		for _, outside := range columns[3:6] {
+			if strings.Contains(outside, "–") || strings.Contains(outside, "/2)") {
+				t.Errorf("somebody has not seen it: %s", l)
+			}
 		}
 	}
 	if t.Failed() {

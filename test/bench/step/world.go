@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -268,8 +266,7 @@ func limited(s *xds.Snapshot, limit int) (*xds.Snapshot, error) {
 func sharesOf(s overload.Shares) *mirror.Shares {
 	ppm := func(v float64) int { return int(math.Round(v * mirror.Everything)) }
 	out := &mirror.Shares{Default: []mirror.Share{{PPM: ppm(s.Routine), Priority: ppm(s.Priority)}}}
-	sum := sha256.Sum256([]byte(out.Encode()))
-	out.Revision = hex.EncodeToString(sum[:4])
+	out.Seal()
 	return out
 }
 
