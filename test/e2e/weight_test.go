@@ -12,15 +12,20 @@ import (
 // A node tells its control group's CPU weight and quota, and warns if nobody
 // beside it goes before it.
 func TestNodeCPUWeight(t *testing.T) {
-	g, err := cgrouptest.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := g.Remove(); err != nil {
-			t.Error(err)
+	group := func() *cgrouptest.Group {
+		g, err := cgrouptest.New()
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
+		t.Cleanup(func() {
+			if err := g.Remove(); err != nil {
+				t.Error(err)
+			}
+		})
+		return g
+	}
+	g := group()
+	group() // beside it, with the usual weight
 	if err := g.Quota(0.5); err != nil {
 		t.Fatal(err)
 	}
