@@ -174,11 +174,17 @@ func newer(k counts, node string, at time.Duration, w *worker) bool {
 // worker finds a series, or makes it, unless that has long been silent: nodes tell of
 // one for longer than it counts here.
 func (c *Controller) worker(d *load.Demand, silent bool) (*worker, *leaf) {
-	l := c.leaves[leafKey{d.Gateway, d.Policy}]
-	if l == nil {
-		if silent {
-			return nil, nil
+	l, i := c.leaves[leafKey{d.Gateway, d.Policy}], 0
+	if l != nil {
+		var ok bool
+		if i, ok = slices.BinarySearchFunc(l.workers, d.VM, func(w *worker, vm string) int { return strings.Compare(w.vm, vm) }); ok {
+			return l.workers[i], l
 		}
+	}
+	if silent {
+		return nil, nil
+	}
+	if l == nil {
 		if c.policies[d.Policy] == nil {
 			c.faults[FaultPolicy]++
 			return nil, nil
@@ -193,13 +199,6 @@ func (c *Controller) worker(d *load.Demand, silent bool) (*worker, *leaf) {
 		c.leaves[l.key] = l
 		c.gateways[l.key.gateway]++
 		c.place(l)
-	}
-	i, ok := slices.BinarySearchFunc(l.workers, d.VM, func(w *worker, vm string) int { return strings.Compare(w.vm, vm) })
-	if ok {
-		return l.workers[i], l
-	}
-	if silent {
-		return nil, nil
 	}
 	if len(l.workers) >= maxLeafWorkers || c.workers >= maxWorkers {
 		c.faults[FaultFull]++
@@ -280,11 +279,15 @@ func jump(n, expected, late float64) bool {
 }
 
 // span is the smoothing time of slow: long enough for some exchanges.
-func (w *worker) span() time.Duration {
-	if w.slow*slowestSpan.Seconds() <= slowCount {
+func (w *worker) span() time.Duration { return countSpan(w.slow, slowSpan) }
+
+// countSpan is the time in which slowCount exchanges come at a rate: least at least, and
+// slowestSpan at most.
+func countSpan(rate float64, least time.Duration) time.Duration {
+	if rate*slowestSpan.Seconds() <= slowCount {
 		return slowestSpan
 	}
-	return max(slowSpan, time.Duration(slowCount/w.slow*float64(time.Second)))
+	return max(least, time.Duration(slowCount/rate*float64(time.Second)))
 }
 
 // silence lowers the estimate of a worker of which the node that heard it last

@@ -65,7 +65,9 @@ func (c *Controller) move(now, dt time.Duration, late bool) (changed int, fell b
 		if !l.share.set && !l.isKnown() && l.group.share.set {
 			l.share.want = l.group.share.inForce() // until its demand is known
 		}
-		gain := load.Gain(dt, l.certain())
+		// Of many small gateways that happen to be heard of late, all shares would be too
+		// high: it takes some exchanges to know how many there are.
+		gain := load.Gain(dt, countSpan(l.routine, riseSpan))
 		l.share.approach(dt, gain, l.least(), l.ceiling())
 		before := l.share.sent
 		if l.share.tell(now, l.ceiling(), late) {
@@ -79,15 +81,6 @@ func (c *Controller) move(now, dt time.Duration, late bool) (changed int, fell b
 		}
 	}
 	return changed, fell
-}
-
-// certain is the time in which enough exchanges come to know how many there are: of
-// many small gateways that happen to be heard of late, all shares would be too high.
-func (l *leaf) certain() time.Duration {
-	if l.routine*slowestSpan.Seconds() <= slowCount {
-		return slowestSpan
-	}
-	return max(riseSpan, time.Duration(slowCount/l.routine*float64(time.Second)))
 }
 
 func (l *leaf) isKnown() bool {
