@@ -26,7 +26,7 @@ type Shares struct {
 	Revision string   // names them, 32 bits in hex: the plugin looks at them anew when it changes
 	Policies []string // whose they are, by id: a plan may have others since, see For
 	Default  []Share
-	Pods     map[string][]Share // by the pod's name; at most MaxSharePods count
+	Pods     map[string][]Share // by the pod's name; at most MaxSharePods count, see Seal
 }
 
 // Encode writes them as the plugin reads them, in the form of Settings.Encode:
@@ -49,8 +49,13 @@ func (s *Shares) Encode() string {
 	return b.String()
 }
 
-// Seal names them by what they are.
+// Seal leaves out the pods that are too many, and names the shares by what they are.
 func (s *Shares) Seal() {
+	if len(s.Pods) > MaxSharePods {
+		for _, pod := range slices.Sorted(maps.Keys(s.Pods))[MaxSharePods:] {
+			delete(s.Pods, pod)
+		}
+	}
 	sum := sha256.Sum256([]byte(s.Encode()))
 	s.Revision = hex.EncodeToString(sum[:4])
 }
@@ -93,6 +98,13 @@ func (s *Shares) At(pod string, place int) Share {
 		return Share{Everything, Everything}
 	}
 	return shares[place]
+}
+
+// InForce is At, with the policy's own sampling for a ceiling.
+func (s *Shares) InForce(pod string, place int, policy *Settings) Share {
+	share := s.At(pod, place)
+	share.PPM = min(share.PPM, policy.SharePPM)
+	return share
 }
 
 func shareFields(in []Share) []string {

@@ -126,7 +126,7 @@ func (c *control) shares() []debug.Share {
 			out = append(out, share)
 		}
 		for i, s := range g.Policies() {
-			of := func(pod string) float64 { return float64(min(s.SharePPM, shares.At(pod, i).PPM)) / 1e4 }
+			of := func(pod string) float64 { return float64(shares.InForce(pod, i, &s).PPM) / 1e4 }
 			share.Policy, share.Percent, share.Ceiling, share.Pods = s.PolicyID, of(""), float64(s.SharePPM)/1e4, nil
 			if shares != nil {
 				share.Revision = shares.Revision

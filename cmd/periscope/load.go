@@ -67,8 +67,7 @@ func (s *loadSource) report() load.Report {
 
 // demands lists what either transport tells of the demand at gateways.
 func (n *node) demands() []load.Demand {
-	all := load.Merge(n.handler.Demands(n.meter.started), n.streams.Demands(n.meter.started))
-	return all[:min(len(all), load.MaxDemands)] // of which a full report tells
+	return load.Merge(n.handler.Demands(n.meter.started), n.streams.Demands(n.meter.started))
 }
 
 // measure gives the rate of a counter over about a second.

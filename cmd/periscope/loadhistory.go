@@ -199,7 +199,7 @@ func (h *loadHistory) load() console.Load {
 			return math.NaN()
 		})})
 	}
-	if h.losses.shared {
+	if h.losses.shared() {
 		out.Notes = append(out.Notes, "Several nodes report, and each tells what a gateway has counted in all: what gateways leave out without counting it for a policy (off, excluded, errors of the plugin) can't be added up.")
 	}
 	if n := len(h.samples); n > 0 {
@@ -311,23 +311,26 @@ func shareLevels(plan mirror.Plan, leaves []shareDemand) []shareLevel {
 		gateways                         []shareLevel
 	}
 	policies := map[string]*policyLevel{}
-	at, spared := map[place]func(pod string) float64{}, map[place]func(pod string) float64{}
+	at := map[place]func(pod string) (percent, classes float64){}
 	for _, g := range plan.Gateways {
 		shares := g.Settings.Shares
 		for i, s := range g.Policies() {
 			if s.Mode != policy.ModeMonitor {
 				continue
 			}
-			of := func(pod string) float64 { return float64(min(s.SharePPM, shares.At(pod, i).PPM)) / 1e4 }
-			classes := func(pod string) float64 { return float64(shares.At(pod, i).Priority) / 1e4 }
-			at[place{g.Gateway.ID(), s.PolicyID}], spared[place{g.Gateway.ID(), s.PolicyID}] = of, classes
+			of := func(pod string) (percent, classes float64) {
+				share := shares.InForce(pod, i, &s)
+				return float64(share.PPM) / 1e4, float64(share.Priority) / 1e4
+			}
+			at[place{g.Gateway.ID(), s.PolicyID}] = of
+			v, classes := of("")
 			p := policies[s.PolicyID]
 			if p == nil {
-				p = &policyLevel{shareLevel: shareLevel{policy: s.PolicyID, ceiling: float64(s.SharePPM) / 1e4, least: of(""), most: of(""), classes: 100}}
+				p = &policyLevel{shareLevel: shareLevel{policy: s.PolicyID, ceiling: float64(s.SharePPM) / 1e4, least: v, most: v, classes: classes}}
 				policies[s.PolicyID] = p
 			}
-			p.least, p.most, p.plain, p.places = min(p.least, of("")), max(p.most, of("")), p.plain+of(""), p.places+1
-			p.classes = min(p.classes, classes(""))
+			p.least, p.most, p.classes = min(p.least, v), max(p.most, v), min(p.classes, classes)
+			p.plain, p.places = p.plain+v, p.places+1
 		}
 	}
 	for _, l := range leaves {
@@ -336,8 +339,7 @@ func shareLevels(plan mirror.Plan, leaves []shareDemand) []shareLevel {
 			continue
 		}
 		_, pod, _ := strings.Cut(l.gateway, "/")
-		v := of(pod)
-		classes := spared[place{l.workload, l.policy}](pod)
+		v, classes := of(pod)
 		p.least, p.most, p.classes = min(p.least, v), max(p.most, v), min(p.classes, classes)
 		p.routine, p.weighted, p.demand = p.routine+l.routine, p.weighted+v*l.routine, p.demand+l.routine+l.priority
 		p.gateways = append(p.gateways, shareLevel{l.policy, l.gateway, p.ceiling, v, v, v, l.routine + l.priority, classes, 0})

@@ -76,10 +76,9 @@ const (
 //
 // What is seen for the first time counts from there on.
 type lossMeter struct {
-	total  map[lossReason]float64 // exchanges
-	nodes  map[string]*lossNode
-	heard  bool // some node reports
-	shared bool // several do: each tells all that gateways counted
+	total     map[lossReason]float64 // exchanges
+	nodes     map[string]*lossNode
+	reporting int // nodes
 
 	workers  map[lossWorker]*lossDemand
 	looked   time.Time
@@ -156,9 +155,12 @@ func newLossMeter() *lossMeter {
 		rate: map[lossReason]float64{}}
 }
 
+// shared tells whether several nodes report: each tells all that gateways counted.
+func (m *lossMeter) shared() bool { return m.reporting > 1 }
+
 // ledger takes what nodes have reported.
 func (m *lossMeter) ledger(now time.Time, nodes []xdsnode.Reporter) {
-	m.heard, m.shared = len(nodes) > 0, len(nodes) > 1
+	m.reporting = len(nodes)
 	for _, r := range nodes {
 		n := m.nodes[r.Node]
 		switch {
@@ -202,7 +204,7 @@ func (m *lossMeter) advance(n *lossNode, r xdsnode.Reporter) {
 			m.total[reason] += grown
 		default:
 			n.plugin[reason] += grown / passed
-			if !m.shared {
+			if !m.shared() {
 				m.total[reason] += grown
 			}
 		}
@@ -228,7 +230,7 @@ func (m *lossMeter) demand(now time.Time, reports []*load.Report) {
 	m.rejected = 0
 	lost, skipped := m.missing.look(), m.skipped.look()
 	m.total[lossLost] += lost
-	if m.shared {
+	if m.shared() {
 		m.total[lossSampled] += skipped
 	}
 	clear(m.rate)
@@ -263,7 +265,7 @@ func (m *lossMeter) hear(now time.Time, r *load.Report, d *load.Demand) {
 // rates gives exchanges a second by reason; of what nobody knows there is none.
 func (m *lossMeter) rates() map[lossReason]float64 {
 	out := map[lossReason]float64{}
-	if m.heard {
+	if m.reporting > 0 {
 		for _, reason := range lossReasons() {
 			out[reason] = 0
 		}
@@ -272,7 +274,7 @@ func (m *lossMeter) rates() map[lossReason]float64 {
 		for reason, v := range n.own {
 			out[reason] += v
 		}
-		if m.shared {
+		if m.shared() {
 			continue
 		}
 		for reason, v := range n.plugin {
@@ -282,7 +284,7 @@ func (m *lossMeter) rates() map[lossReason]float64 {
 	delete(out, analysedCount)
 	lost, known := m.rate[lossLost]
 	out[lossLost] = lost
-	if m.shared {
+	if m.shared() {
 		out[lossSampled] += m.rate[lossSampled]
 		maps.DeleteFunc(out, func(r lossReason, _ float64) bool {
 			return r == lossOff || r == lossExcluded || r == lossPlugin || r == lossSampled && !known

@@ -99,10 +99,7 @@ func (s *sharing) configure(plan mirror.Plan) {
 	defer s.mu.Unlock()
 	s.controller.Configure(config)
 	s.effects.configure(workloads)
-	select { // what has changed may want other shares
-	case s.wake <- struct{}{}:
-	default:
-	}
+	s.hurry() // what has changed may want other shares
 }
 
 func tenantOf(plan mirror.Plan, id string) string {
@@ -122,10 +119,15 @@ func (s *sharing) take(u orca.Update) {
 	s.inForce = s.inForce || slices.ContainsFunc(u.Report.Demands, func(d load.Demand) bool { return d.Share != 0 })
 	s.mu.Unlock()
 	if urgent {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		s.hurry()
+	}
+}
+
+// hurry has run decide now. It never waits.
+func (s *sharing) hurry() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -241,11 +243,6 @@ func (s *sharing) changed(d share.Decision) (direct, due map[string]*mirror.Shar
 				if !slices.Equal(list, shares.Default) {
 					shares.Pods[pod] = list
 				}
-			}
-		}
-		for i, pod := range slices.Sorted(maps.Keys(shares.Pods)) {
-			if i >= mirror.MaxSharePods {
-				delete(shares.Pods, pod)
 			}
 		}
 		shares.Seal()

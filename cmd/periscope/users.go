@@ -41,7 +41,7 @@ func (u *users) close() { u.client.CloseIdleConnections() }
 func (u *users) run(ctx context.Context, perSecond float64, long time.Duration, each func(took []time.Duration)) {
 	ctx, cancel := context.WithTimeout(ctx, long)
 	defer cancel()
-	due := make(chan time.Time, int(min(perSecond*long.Seconds(), mostDue))+1)
+	due := make(chan time.Time, mostDue)
 	var wg sync.WaitGroup
 	for range 64 {
 		wg.Go(func() {

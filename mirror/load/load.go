@@ -103,11 +103,11 @@ func Changed(before, now []Demand) []Demand {
 	return out
 }
 
-// Merge gives demands with those that have changed in their places; both are
-// sorted, and neither is written to.
+// Merge gives demands with those that have changed in their places, MaxDemands at most;
+// both are sorted, and neither is written to.
 func Merge(demands, changed []Demand) []Demand {
 	if len(changed) == 0 {
-		return demands
+		return demands[:min(len(demands), MaxDemands)]
 	}
 	out := make([]Demand, 0, len(demands)+len(changed))
 	for _, c := range changed {
@@ -118,5 +118,6 @@ func Merge(demands, changed []Demand) []Demand {
 		}
 		demands = demands[i:]
 	}
-	return append(out, demands...)
+	out = append(out, demands...)
+	return out[:min(len(out), MaxDemands)]
 }

@@ -23,7 +23,8 @@ type exchange struct {
 	event    event.Event
 	request  part
 	response part
-	begun    bool // the response has
+	begun    bool   // the response has
+	length   string // of its body, as declared
 	done     bool
 	held     int64 // bytes of copies, of the handler's budget
 	grown    int   // bytes that masking added to them
@@ -35,7 +36,6 @@ type part struct {
 	contentType string
 	kind        string // what masking goes by: contentType, or anyKind
 	encoding    string // of the content, or unknown
-	length      string // Content-Length, unmasked
 	max         int    // bytes of the body that are copied
 	ended       bool
 }
@@ -124,13 +124,14 @@ func (x *exchange) respond(m *message, now time.Time) int {
 	x.begun = true
 	e := &x.event
 	e.HeadersUS = x.since(now)
+	x.length = get(m.fields, "content-length") // before it is masked
 	size := x.headers(&x.response, m, "response")
 	e.ResponseFlags = responseFlags(m.attributes["response.flags"].number)
 	if e.ResponseFlags != "" { // as the plugin's events have it: Envoy's account of what did not end well
 		e.ResponseDetails = m.attributes["response.code_details"].text
 	}
 	status, method := get(m.fields, ":status"), get(e.Request.Headers, ":method")
-	length, types := x.response.length, strings.ToLower(x.response.contentType)
+	length, types := x.length, strings.ToLower(x.response.contentType)
 	grpc := strings.HasPrefix(types, "application/grpc")
 	max := x.settings.Response.MaxBytes
 	if !wants(x.settings.Response.ContentTypes, x.response.contentType) {
@@ -163,7 +164,7 @@ func (x *exchange) respond(m *message, now time.Time) int {
 // headers takes the header lines of a direction, masked, and tells their size.
 func (x *exchange) headers(p *part, m *message, direction string) int {
 	p.contentType = get(m.fields, "content-type")
-	p.kind, p.encoding, p.length = p.contentType, get(m.fields, "content-encoding"), get(m.fields, "content-length")
+	p.kind, p.encoding = p.contentType, get(m.fields, "content-encoding")
 	size := sizeOf(m.fields)
 	withheld := x.withheld(m, direction)
 	for _, f := range withheld {
@@ -256,7 +257,7 @@ func (x *exchange) partial(reason error, now time.Time) {
 		counter = event.CounterEvicted
 	}
 	x.handler.metrics.partial.WithLabelValues(counter).Inc()
-	if n, err := strconv.ParseUint(x.response.length, 10, 64); err == nil && x.begun && n == x.event.Response.BodyBytes {
+	if n, err := strconv.ParseUint(x.length, 10, 64); err == nil && x.begun && n == x.event.Response.BodyBytes {
 		x.response.ended = true
 	}
 	x.finish(now)

@@ -198,11 +198,13 @@ func (l *ledger) want(gateway string, b *event.Batch, vm *vmState, now, at time.
 	}
 	i, found := place()
 	if !found {
-		if len(l.demand) >= maxDemand && !l.purge(now) {
-			l.untold.Inc()
-			return
+		if len(l.demand) >= maxDemand {
+			if !l.purge(now) {
+				l.untold.Inc()
+				return
+			}
+			i, _ = place()
 		}
-		i, _ = place() // some may be gone
 		d.Gateway, d.VM, d.Policy = strings.Clone(d.Gateway), strings.Clone(d.VM), strings.Clone(d.Policy)
 		d.Received = received
 		l.demand = slices.Insert(l.demand, i, &demand{Demand: d, vm: vm, heard: at, seq: h.Seq})

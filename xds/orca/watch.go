@@ -143,7 +143,6 @@ func whole(last, r *load.Report) (*load.Report, error) {
 		return nil, errors.New("a partial report without a full one of the same node before it")
 	}
 	r.Demands, r.Partial = load.Merge(last.Demands, r.Demands), false // those that are gone stay until the next full one
-	r.Demands = r.Demands[:min(len(r.Demands), load.MaxDemands)]
 	return r, nil
 }
 
