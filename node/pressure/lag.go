@@ -1,7 +1,6 @@
 package pressure
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -24,18 +23,11 @@ const (
 // It remembers 2,048 workers, 64 of each gateway; more are not listened to. The zero
 // value is ready.
 type Lags struct {
-	workers map[voice]*worker
-	of      map[string]int // workers, by gateway
-	lags    []gatewayLag   // for Lag
-	medians []time.Duration
-	pruned  time.Duration
-}
-
-type voice struct{ gateway, vm string }
-
-type gatewayLag struct {
-	gateway string
-	lag     time.Duration
+	gateways map[string]map[string]*worker // by gateway and VM
+	workers  int                           // of all
+	lags     []time.Duration               // for Lag, of one gateway
+	medians  []time.Duration               // likewise, of each
+	pruned   time.Duration
 }
 
 type worker struct {
@@ -48,22 +40,26 @@ type worker struct {
 // Heard takes a batch of a gateway's worker: sent by the worker's clock, read by the
 // node's.
 func (l *Lags) Heard(gateway, vm string, sent, read time.Duration) {
-	w := l.workers[voice{gateway, vm}]
+	w := l.gateways[gateway][vm]
 	if w == nil {
-		full := func() bool { return len(l.workers) >= maxWorkers || l.of[gateway] >= maxVoices }
+		full := func() bool { return l.workers >= maxWorkers || len(l.gateways[gateway]) >= maxVoices }
 		if full() && read-l.pruned > time.Second {
 			l.prune(read)
 		}
 		if full() {
 			return
 		}
-		if l.workers == nil {
-			l.workers, l.of = map[voice]*worker{}, map[string]int{}
+		if l.gateways == nil {
+			l.gateways = map[string]map[string]*worker{}
+		}
+		of := l.gateways[gateway]
+		if of == nil { // names outlive the batch
+			of = map[string]*worker{}
+			l.gateways[strings.Clone(gateway)] = of
 		}
 		w = &worker{}
-		key := voice{strings.Clone(gateway), strings.Clone(vm)} // it outlives the batch
-		l.workers[key] = w
-		l.of[key.gateway]++
+		of[strings.Clone(vm)] = w
+		l.workers++
 		w.restart(sent, read)
 		return
 	}
@@ -86,37 +82,42 @@ func (w *worker) restart(sent, read time.Duration) {
 // Lag is the median of the gateways' whose workers were heard within the last 250 ms;
 // 0 if there are none.
 func (l *Lags) Lag(now time.Duration) time.Duration {
-	l.lags, l.medians = l.lags[:0], l.medians[:0]
-	for v, w := range l.workers {
-		if age := now - w.read; age >= 0 && age <= lagFresh {
-			l.lags = append(l.lags, gatewayLag{v.gateway, w.lag})
+	l.medians = l.medians[:0]
+	for _, of := range l.gateways {
+		l.lags = l.lags[:0]
+		for _, w := range of {
+			if age := now - w.read; age >= 0 && age <= lagFresh {
+				l.lags = append(l.lags, w.lag)
+			}
 		}
-	}
-	slices.SortFunc(l.lags, func(a, b gatewayLag) int {
-		return cmp.Or(strings.Compare(a.gateway, b.gateway), cmp.Compare(a.lag, b.lag))
-	})
-	for first, i := 0, 1; i <= len(l.lags); i++ {
-		if i == len(l.lags) || l.lags[i].gateway != l.lags[first].gateway {
-			l.medians = append(l.medians, l.lags[(first+i-1)/2].lag)
-			first = i
+		if len(l.lags) > 0 {
+			l.medians = append(l.medians, median(l.lags))
 		}
 	}
 	if len(l.medians) == 0 {
 		return 0
 	}
-	slices.Sort(l.medians)
-	return min(MaxDelay, l.medians[(len(l.medians)-1)/2])
+	return min(MaxDelay, median(l.medians))
+}
+
+// median of some lags, the lower of two; it sorts them.
+func median(lags []time.Duration) time.Duration {
+	slices.Sort(lags)
+	return lags[(len(lags)-1)/2]
 }
 
 // prune forgets workers that have been silent for two windows.
 func (l *Lags) prune(now time.Duration) {
 	l.pruned = now
-	for v, w := range l.workers {
-		if age := now - w.read; age < 0 || age > 2*lagWindow {
-			delete(l.workers, v)
-			if l.of[v.gateway]--; l.of[v.gateway] == 0 {
-				delete(l.of, v.gateway)
+	for gateway, of := range l.gateways {
+		for vm, w := range of {
+			if age := now - w.read; age < 0 || age > 2*lagWindow {
+				delete(of, vm)
+				l.workers--
 			}
+		}
+		if len(of) == 0 {
+			delete(l.gateways, gateway)
 		}
 	}
 }
