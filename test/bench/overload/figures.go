@@ -18,11 +18,11 @@ func Variation(x []float64) float64 {
 }
 
 const (
-	calmBelow = 0.02 // s of delay
-	calmFor   = 500  // ms
+	calmBelow = 20  // ms of delay
+	calmFor   = 500 // ms
 )
 
-// Settled is how many seconds it takes, of the delays of each ms in seconds, from the
+// Settled is how many seconds it takes, of the delays of each ms in ms, from the
 // start until a delay that has reached 20 ms is below that again, and is so on average
 // for the half second from then on. 0: it never was as long; NaN: never. A mean, as on a
 // node that does 200 exchanges a second any five at one time make one late.

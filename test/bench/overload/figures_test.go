@@ -13,14 +13,14 @@ func TestSettled(t *testing.T) {
 		delays []float64
 		want   float64
 	}{
-		"never late":        {slices.Repeat([]float64{0.019}, 600), 0},
+		"never late":        {slices.Repeat([]float64{19}, 600), 0},
 		"none":              {nil, 0},
-		"late, then well":   {slices.Concat(slices.Repeat([]float64{0.019}, 50), slices.Repeat([]float64{0.1}, 100), slices.Repeat([]float64{0.01}, 600)), 0.150},
-		"late once more":    {slices.Concat(slices.Repeat([]float64{0.1}, 100), slices.Repeat([]float64{0.01}, 400), slices.Repeat([]float64{0.05}, 50), slices.Repeat([]float64{0.01}, 600)), 0.100},
-		"late for long":     {slices.Concat(slices.Repeat([]float64{0.1}, 100), slices.Repeat([]float64{0.01}, 400), slices.Repeat([]float64{0.2}, 50), slices.Repeat([]float64{0.01}, 600)), 0.550},
-		"for too short":     {slices.Concat(slices.Repeat([]float64{0.1}, 100), slices.Repeat([]float64{0.01}, 499)), math.NaN()},
-		"a standing delay":  {slices.Repeat([]float64{0.03}, 2000), math.NaN()},
-		"one ms, then well": {append([]float64{0.02}, make([]float64, 500)...), 0.001},
+		"late, then well":   {slices.Concat(slices.Repeat([]float64{19}, 50), slices.Repeat([]float64{100}, 100), slices.Repeat([]float64{10}, 600)), 0.150},
+		"late once more":    {slices.Concat(slices.Repeat([]float64{100}, 100), slices.Repeat([]float64{10}, 400), slices.Repeat([]float64{50}, 50), slices.Repeat([]float64{10}, 600)), 0.100},
+		"late for long":     {slices.Concat(slices.Repeat([]float64{100}, 100), slices.Repeat([]float64{10}, 400), slices.Repeat([]float64{200}, 50), slices.Repeat([]float64{10}, 600)), 0.550},
+		"for too short":     {slices.Concat(slices.Repeat([]float64{100}, 100), slices.Repeat([]float64{10}, 499)), math.NaN()},
+		"a standing delay":  {slices.Repeat([]float64{30}, 2000), math.NaN()},
+		"one ms, then well": {append([]float64{20}, make([]float64, 500)...), 0.001},
 	} {
 		if got := overload.Settled(c.delays); got != c.want && !(math.IsNaN(got) && math.IsNaN(c.want)) {
 			t.Errorf("%s: %g, want %g", name, got, c.want)

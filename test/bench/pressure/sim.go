@@ -547,7 +547,7 @@ func (p *plant) measure() {
 		delay := n.delay(p.now)
 		n.possible += min(p.nodeCapacity()/1000, n.demandMS)
 		n.delays = append(n.delays, delay)
-		n.longest = max(n.longest, 1000*delay)
+		n.longest = max(n.longest, delay)
 	}
 	if p.now%p.block == 0 {
 		for i := range p.gateways {
@@ -570,16 +570,16 @@ func (p *plant) measure() {
 		if n := p.nodes[0]; p.trace {
 			p.out.points = append(p.out.points, overload.Point{
 				T: float64(p.now) / 1000, Share: share, Demand: p.eligibleWin * float64(p.block) / 50 * 1000 / p.nominal, Capacity: p.nodeCapacity() / p.nominal,
-				Arrived: n.perMS.all() * 1000 / p.nominal, Delay: n.delay(p.now),
+				Arrived: n.perMS.all() * 1000 / p.nominal, Delay: n.delay(p.now) / 1000,
 			})
 		}
 		p.mirroredWin, p.eligibleWin = 0, 0
 	}
 }
 
-// delay of what waits longest, in seconds.
+// delay of what waits longest, in ms.
 func (n *node) delay(now int) float64 {
-	return float64(max(n.unread.age(now), n.analysis.age(now))) / 1000
+	return float64(max(n.unread.age(now), n.analysis.age(now)))
 }
 
 func (p *plant) result() outcome {
@@ -627,7 +627,7 @@ func (p *plant) kept(of func(i int) bool) float64 {
 // p99 of the delay, in ms.
 func (n *node) p99() float64 {
 	slices.Sort(n.delays)
-	return 1000 * n.delays[len(n.delays)*99/100]
+	return n.delays[len(n.delays)*99/100]
 }
 
 func poisson(r *rand.Rand, mean float64) float64 {

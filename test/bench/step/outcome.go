@@ -234,11 +234,7 @@ func (r *record) delays() []float64 {
 func (r *record) ofDelay(o *outcome, capacity float64) {
 	from, to := int(r.lengths.from().Milliseconds()), int(r.lengths.to().Milliseconds())
 	delays := r.delays()
-	seconds := make([]float64, 0, to-from)
-	for _, ms := range delays[from:to] {
-		seconds = append(seconds, ms/1000)
-	}
-	o.settled = overload.Settled(seconds)
+	o.settled = overload.Settled(delays[from:to])
 	sorted := slices.Sorted(slices.Values(delays[from:to]))
 	o.p99, o.longest = sorted[len(sorted)*99/100], sorted[len(sorted)-1]
 
