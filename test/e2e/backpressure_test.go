@@ -83,15 +83,7 @@ func (m *mesh) share(t *testing.T) (percent float64) {
 // limitedNode starts the node in a control group.
 func (m *mesh) limitedNode(t *testing.T) *cgrouptest.Group {
 	t.Helper()
-	g, err := cgrouptest.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // after the node's end
-		if err := g.Remove(); err != nil {
-			t.Error(err)
-		}
-	})
+	g := newGroup(t)
 	if err := g.Quota(1); err != nil {
 		t.Fatal(err)
 	}

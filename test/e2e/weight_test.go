@@ -9,23 +9,26 @@ import (
 	"github.com/periscope-mesh/periscope/test/cgrouptest"
 )
 
+// newGroup makes a control group, which goes after the processes of commands in it.
+func newGroup(t *testing.T) *cgrouptest.Group {
+	t.Helper()
+	g, err := cgrouptest.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
 // A node tells its control group's CPU weight and quota, and warns if nobody
 // beside it goes before it.
 func TestNodeCPUWeight(t *testing.T) {
-	group := func() *cgrouptest.Group {
-		g, err := cgrouptest.New()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := g.Remove(); err != nil {
-				t.Error(err)
-			}
-		})
-		return g
-	}
-	g := group()
-	group() // beside it, with the usual weight
+	g := newGroup(t)
+	newGroup(t) // beside it, with the usual weight
 	if err := g.Quota(0.5); err != nil {
 		t.Fatal(err)
 	}
