@@ -36,11 +36,10 @@ type sharing struct {
 	mu         sync.Mutex
 	controller *share.Controller
 	effects    *effects
-	inForce    bool // some gateway goes by shares already: of another replica, or from before our start
+	wanted     bool // some node has been late, or gateways go by shares already: before that, nobody knows what nodes can do
 
 	due      map[string]*mirror.Shares // of istiods' gateways, not pushed yet; of run alone
 	istiodAt time.Time
-	late     bool // some node has been late, or shares are in force: before that, nobody knows what nodes can do
 }
 
 type shareMetrics struct {
@@ -116,7 +115,7 @@ func (s *sharing) take(u orca.Update) {
 	s.mu.Lock()
 	urgent := s.controller.Observe(*u.Report, u.Received)
 	s.effects.take(u, s.controller.Effect)
-	s.inForce = s.inForce || slices.ContainsFunc(u.Report.Demands, func(d load.Demand) bool { return d.Share != 0 })
+	s.wanted = s.wanted || slices.ContainsFunc(u.Report.Demands, func(d load.Demand) bool { return d.Share != 0 })
 	s.mu.Unlock()
 	if urgent {
 		s.hurry()
@@ -145,10 +144,11 @@ func (s *sharing) run(ctx context.Context) error {
 		now := time.Now()
 		s.mu.Lock()
 		d := s.controller.Decide(now)
-		s.late = s.late || s.inForce || d.Ready && d.Totals.Delay > urgentDelay
+		s.wanted = s.wanted || d.Ready && d.Totals.Delay > urgentDelay
+		wanted := s.wanted
 		s.mu.Unlock()
 		s.show(d)
-		s.push(d, now)
+		s.push(d, wanted, now)
 		timer.Reset(time.Until(d.NextTick))
 	}
 }
@@ -161,9 +161,10 @@ func (s *sharing) show(d share.Decision) {
 }
 
 // push hands on the shares that have changed: to gateways that we serve at once,
-// to istiods not more than once a second unless nodes are late.
-func (s *sharing) push(d share.Decision, now time.Time) {
-	if s.late && d.Ready && (d.Changed > 0 || len(s.control.current().shares) == 0) {
+// to istiods not more than once a second unless nodes are late. Nothing, while none are
+// wanted.
+func (s *sharing) push(d share.Decision, wanted bool, now time.Time) {
+	if wanted && d.Ready && (d.Changed > 0 || len(s.control.current().shares) == 0) {
 		direct, due := s.changed(d)
 		maps.Copy(s.due, due)
 		s.hand(direct, "ads")
