@@ -12,6 +12,7 @@ const (
 	capacitySpan = 300 * time.Millisecond // e-folding time of the estimate
 	followSpan   = 50 * time.Millisecond  // the same of what is made of smooth figures
 	memorySpan   = time.Second            // of what is remembered
+	guessSpan    = 100 * time.Millisecond // being late for so long counts as much as what was guessed before
 	memoryFade   = 10 * time.Minute       // of the same, unused
 	idleUse      = 0.05
 	leastUse     = 0.2  // below this utilization, exchanges by CPU time are mostly noise
@@ -39,6 +40,7 @@ type Capacity struct {
 	w     float64       // part of the time that workers are at work, smooth
 	best  float64       // remembered, as long as nothing contradicts it
 	top   float64       // the most that was remembered
+	seen  float64       // seconds of being late that best is made of, beside guesses
 	full  float64       // utilization read when all is used; 0: 1
 	delay time.Duration // at the end of the last interval
 }
@@ -89,10 +91,12 @@ func (c *Capacity) Add(i Interval) bool {
 			c.toward(most, gain) // whatever it is that discarding takes
 		}
 		c.toward(y, weight*gain)
+		c.seen += weight * span
 		if c.rate < chance*c.best {
 			c.best = c.rate
 		}
-		c.best += weight * memory * (c.rate - c.best)
+		// The first that is seen of it counts for more than what was guessed before.
+		c.best += weight * max(memory, span/(c.seen+guessSpan.Seconds())) * (y - c.best)
 		return true
 	}
 	if c.w > 0 { // they wait for work for half of the time that would be left
@@ -101,6 +105,7 @@ func (c *Capacity) Add(i Interval) bool {
 	u = max(c.u/c.full, c.w)
 	fade := math.Exp(-span / memoryFade.Seconds())
 	c.best *= fade
+	c.seen *= fade
 	c.top = max(c.top*fade, c.best)
 	switch {
 	case u > leastUse:

@@ -75,6 +75,34 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
+// An exchange takes less CPU time the busier a node is: what it can do is known
+// soon after it was late for the first time, and is not forgotten.
+func TestCapacityOfBusyNode(t *testing.T) {
+	const can = 200.0
+	var c load.Capacity
+	left := 0.0
+	run := func(rate float64, d time.Duration) {
+		const tick = 20 * time.Millisecond
+		for ; d > 0; d -= tick {
+			left += rate * tick.Seconds()
+			done := math.Floor(left)
+			left -= done
+			delay := time.Millisecond
+			if rate >= can {
+				delay = 15 * time.Millisecond
+			}
+			c.Add(load.Interval{Length: tick, Analysed: uint64(done), Delay: delay, Utilization: 0.4 + 0.6*rate/can, Workers: 0.4 + 0.6*rate/can})
+		}
+	}
+	run(100, 5*time.Second)
+	near(t, "half load", c.Rate(), 140, 0.1)
+	run(can, 600*time.Millisecond)
+	run(160, 500*time.Millisecond)
+	near(t, "once late", c.Rate(), can, 0.1)
+	run(100, time.Minute)
+	near(t, "half load, a minute later", c.Rate(), can, 0.15)
+}
+
 // A node that stood still is not believed unable for ever, though little is sent to it.
 func TestCapacityAfterStandstill(t *testing.T) {
 	n := &node{capacity: 10_000, factor: 1, clip: 1}
