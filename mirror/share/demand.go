@@ -17,11 +17,13 @@ const (
 	slowSpan      = 2 * time.Second        // the same, of single workers
 	slowestSpan   = 4 * time.Second        // the same at most, where there is little
 	slowCount     = 30                     // exchanges that an estimate is made of, if that takes no longer
-	takenSpan     = 300 * time.Millisecond
-	maxFirst      = 5000 // exchanges of a worker at first sight
-	silentAfter   = 500 * time.Millisecond
-	silentCount   = 3 // expected, and not come: there is less demand than was thought
-	forgetAfter   = time.Minute
+	// surgeCount exchanges, within twice fastSpan, are believed to tell of a surge as much as not.
+	surgeCount  = 50
+	takenSpan   = 300 * time.Millisecond
+	maxFirst    = 5000 // exchanges of a worker at first sight
+	silentAfter = 500 * time.Millisecond
+	silentCount = 3 // expected, and not come: there is less demand than was thought
+	forgetAfter = time.Minute
 )
 
 // leaf is a gateway's part of a policy.
@@ -391,7 +393,7 @@ func (f *flow) surge() {
 	f.gain = 1
 	if f.fast > 0 && f.slow > 0 {
 		n := 2 * fastSpan.Seconds() * f.slow
-		f.gain = min(max(1+(f.fast/f.slow-1)*n/(n+20), 0.05), 20)
+		f.gain = min(max(1+(f.fast/f.slow-1)*n/(n+surgeCount), 0.05), 20)
 	}
 }
 

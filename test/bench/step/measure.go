@@ -39,6 +39,8 @@ type results struct {
 	version  string // of Envoy
 	date     time.Time
 	capacity map[scenario][]float64 // exchanges a second, by round
+	work     map[scenario][]float64 // the same by the machine's speed then: exchanges a second times gauge.cost
+	costs    []float64              // of the gauge in all runs, ms
 	cells    map[cell][]outcome     // by round
 }
 
@@ -78,7 +80,7 @@ func (o options) lengths(control string) lengths {
 // measure runs everything, a round after the other: what disturbs a while, disturbs
 // all controls alike.
 func (r *results) measure(ctx context.Context, progress io.Writer) error {
-	r.capacity, r.cells = map[scenario][]float64{}, map[cell][]outcome{}
+	r.capacity, r.work, r.cells = map[scenario][]float64{}, map[scenario][]float64{}, map[cell][]outcome{}
 	gateways := 0
 	var wanted []scenario
 	for _, s := range scenarios() {
@@ -108,8 +110,10 @@ func (r *results) measure(ctx context.Context, progress io.Writer) error {
 					if err != nil {
 						return fmt.Errorf("%v: %w", c, err)
 					}
+					r.costs = append(r.costs, rec.cost())
 					if c.control == controlCapacity {
-						r.capacity[s] = append(r.capacity[s], rec.outcome(s, capacity).analysed)
+						can := rec.outcome(s, capacity).analysed
+						r.capacity[s], r.work[s] = append(r.capacity[s], can), append(r.work[s], can*rec.cost())
 						continue
 					}
 					records[c] = append(records[c], rec)
@@ -118,7 +122,7 @@ func (r *results) measure(ctx context.Context, progress io.Writer) error {
 		}
 		for c, list := range records {
 			for _, rec := range list {
-				r.cells[c] = append(r.cells[c], rec.outcome(c.scenario, result.Over(r.capacity[c.scenario]).Mid))
+				r.cells[c] = append(r.cells[c], rec.outcome(c.scenario, result.Over(r.work[c.scenario]).Mid/rec.cost()))
 			}
 		}
 		return nil
@@ -175,6 +179,6 @@ func (r *record) write(file string, c cell, round int) (err error) {
 	o := r.outcome(c.scenario, 1)
 	return json.NewEncoder(f).Encode(map[string]any{
 		"cell": c.String(), "round": round, "reports": r.reports, "decisions": r.pushes, "effects": r.effects, "counters": fmt.Sprintf("%+v", r.counters),
-		"delays": r.delays(), "points": o.points, "errors": o.errors, "analysed": o.analysed,
+		"delays": r.delays(), "points": o.points, "errors": o.errors, "analysed": o.analysed, "cost": r.cost(),
 	})
 }

@@ -70,7 +70,7 @@ func (r *results) markdown() string {
 		c := result.Over(r.capacity[s])
 		fmt.Fprintf(&b, " %.0f exchanges a second (%.0f–%.0f) at %v", c.Mid, c.Low, c.High, s)
 	}
-	b.WriteString(".\n")
+	fmt.Fprintf(&b, ". The machine's speed varies: one inspection, always of the same request, took %.2f ms of CPU time (%.2f–%.2f). Goodput is by what the node can do at the speed of each run.\n", middle(r.costs), slices.Min(r.costs), slices.Max(r.costs))
 	r.goals(&b)
 	r.compare(&b)
 	r.fair(&b)

@@ -34,6 +34,7 @@ type record struct {
 	users    [phases]load.Result
 	counters [2]counters // at the step's two ends
 	idle     float64     // part of the machine's CPU time that nobody used during the step
+	readings []reading   // of the machine's speed
 }
 
 // pushed are shares that a control decided, by gateway.
@@ -101,6 +102,10 @@ func (w *world) play(ctx context.Context, s scenario, l lengths, capacity float6
 		}
 		r.start = time.Now()
 		parts.Go(func() error { return loop.run(ctx) })
+		parts.Go(func() (err error) {
+			r.readings, err = w.gauge.run(ctx, r.start)
+			return err
+		})
 		err = w.drive(ctx, r, gateways)
 		loop.mu.Lock()
 		defer loop.mu.Unlock()

@@ -234,7 +234,7 @@ func made(t *testing.T) *results {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &results{options: o, version: "1.40.0", date: time.Unix(1e9, 0), capacity: map[scenario][]float64{}, cells: map[cell][]outcome{}}
+	r := &results{options: o, version: "1.40.0", date: time.Unix(1e9, 0), capacity: map[scenario][]float64{}, costs: []float64{2.5, 2.25, 3}, cells: map[cell][]outcome{}}
 	for _, s := range scenarios() {
 		r.capacity[s] = []float64{100, 110, 120}
 		for _, c := range o.cells(s, 1) {
@@ -255,7 +255,7 @@ func TestReport(t *testing.T) {
 	out := r.markdown()
 	for _, want := range []string{
 		"| ×10, 4 gateways | yes | **budget** | 0.90 |", "| ×2, 1 gateway | no | AIMD | 0.40 |", "met: 0.90 (0.40–0.90)", "**not met**: 0.40 (0.40–0.90)",
-		"**not met**: never (0.10 s–never)", "| AIMD | 100 % |", "110 exchanges a second (100–120)", plotFile,
+		"**not met**: never (0.10 s–never)", "| AIMD | 100 % |", "110 exchanges a second (100–120)", "took 2.50 ms of CPU time (2.25–3.00)", plotFile,
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)

@@ -46,6 +46,7 @@ const conns = 24
 type world struct {
 	options
 	dir    string // for temporary files
+	gauge  *gauge
 	group  *cgrouptest.Group
 	ln     net.Listener // of the xDS server
 	server *xds.Server
@@ -85,6 +86,10 @@ func within(ctx context.Context, o options, gateways int, f func(context.Context
 		return fmt.Errorf("create temporary folder: %w", err)
 	}
 	defer os.RemoveAll(w.dir)
+	if w.gauge, err = newGauge(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.gauge.close()) }()
 	if w.group, err = cgrouptest.New(); err != nil {
 		return fmt.Errorf("%w: run as root", err)
 	}
