@@ -17,13 +17,12 @@ const (
 	slowSpan      = 2 * time.Second        // the same, of single workers
 	slowestSpan   = 4 * time.Second        // the same at most, where there is little
 	slowCount     = 30                     // exchanges that an estimate is made of, if that takes no longer
-	// surgeCount exchanges, within twice fastSpan, are believed to tell of a surge as much as not.
-	surgeCount  = 50
-	takenSpan   = 300 * time.Millisecond
-	maxFirst    = 5000 // exchanges of a worker at first sight
-	silentAfter = 500 * time.Millisecond
-	silentCount = 3 // expected, and not come: there is less demand than was thought
-	forgetAfter = time.Minute
+	surgeChance   = 9                      // three standard deviations of demand are half followed, see flow.surge
+	takenSpan     = 300 * time.Millisecond
+	maxFirst      = 5000 // exchanges of a worker at first sight
+	silentAfter   = 500 * time.Millisecond
+	silentCount   = 3 // expected, and not come: there is less demand than was thought
+	forgetAfter   = time.Minute
 )
 
 // leaf is a gateway's part of a policy.
@@ -388,12 +387,14 @@ func (l *leaf) class() int {
 // surge finds out how much the flow is beyond the sum of its workers' slow
 // estimates. The whole is known well at once, its parts are not, and need not be:
 // what gateways' bursts are among each other makes no difference to nodes, and
-// following each of them would change shares all the time.
+// following each of them would change shares all the time. What chance alone would
+// do is followed least, what is far beyond it in full.
 func (f *flow) surge() {
 	f.gain = 1
 	if f.fast > 0 && f.slow > 0 {
-		n := 2 * fastSpan.Seconds() * f.slow
-		f.gain = min(max(1+(f.fast/f.slow-1)*n/(n+surgeCount), 0.05), 20)
+		n, off := 2*fastSpan.Seconds()*f.slow, f.fast/f.slow-1
+		chance := n * off * off // the square of the deviation, by the variance of a count of n
+		f.gain = min(max(1+off*chance/(chance+surgeChance), 0.05), 20)
 	}
 }
 

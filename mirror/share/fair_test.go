@@ -148,3 +148,23 @@ func TestSilentWorker(t *testing.T) {
 		now = now.Add(tick)
 	}
 }
+
+// Demand that is a little beyond what it was on average is mostly chance, if it is
+// small; what is far beyond it, or large, is not.
+func TestSurge(t *testing.T) {
+	for name, c := range map[string]struct{ fast, slow, least, most float64 }{
+		"a standard deviation":    {400 * 1.1, 400, 1, 1.02},
+		"the same of 100 times":   {40_000 * 1.1, 40_000, 1.08, 1.1},
+		"a quarter":               {100, 400, 0.25, 0.4},
+		"twice as much":           {800, 400, 1.85, 2},
+		"nothing":                 {0, 400, 1, 1},
+		"nothing before":          {400, 0, 1, 1},
+		"garbage, hundredfold":    {1e9, 1e7, 20, 20},
+		"garbage, to a hundredth": {1e5, 1e7, 0.05, 0.05},
+	} {
+		f := flow{fast: c.fast, slow: c.slow}
+		if f.surge(); f.gain < c.least || f.gain > c.most {
+			t.Errorf("%s: gain %.3f, want %.2f to %.2f", name, f.gain, c.least, c.most)
+		}
+	}
+}
