@@ -20,7 +20,7 @@ const (
 	maxEffect  = 10 * time.Second
 	minHorizon = 100 * time.Millisecond
 
-	underWay     = 2     // exchanges that a node is at work with: they are no backlog
+	underWay     = 5     // exchanges that by chance wait at a node that is used well, M/D/1 at headRoom: they are no backlog
 	drainPart    = 0.1   // of the capacity, to work off what is late, that is told as the reason
 	headRoom     = 0.92  // of the capacity is used
 	priorityPart = 0.3   // of the capacity, for priority classes
