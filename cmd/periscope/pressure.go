@@ -21,6 +21,7 @@ const (
 	sampleEvery = 10 * time.Millisecond
 	// lookEvery is the time between two looks at how much CPU time there is.
 	lookEvery = time.Second
+	lookSoon  = 100 * time.Millisecond // the same where it may have changed
 	// tellingFor is how long after the node was late exchanges by CPU time tell of
 	// what it can do. With little to do, most of the time goes elsewhere.
 	tellingFor = 10 * time.Second
@@ -104,7 +105,10 @@ func (m *meter) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		now := time.Now()
-		if now.Sub(lookedAt) >= lookEvery {
+		// A node that a quota has just cut is late, one that it has given more to
+		// uses more than it knows of.
+		since, was := now.Sub(lookedAt), m.level.Load()
+		if since >= lookEvery || since >= lookSoon && (was.Delay > urgentDelay || was.Utilization > 1) {
 			cpus, lookedAt = cpusOf(), now
 		}
 		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: cpus, Worked: m.worked(), Workers: m.workers}
@@ -113,7 +117,7 @@ func (m *meter) run(ctx context.Context) error {
 		s.Lag = m.lags.Lag(s.At)
 		m.mu.Unlock()
 		level, fault := levels.Add(s)
-		was := m.level.Swap(&level)
+		m.level.Store(&level)
 		if level.Delay > urgentDelay {
 			lateAt = now
 		}

@@ -19,6 +19,7 @@ const (
 	lateUse      = 0.8  // below this utilization, a node whose workers are known is not late by its load
 	chance       = 0.65 // of what was remembered: what is less is not by chance
 	goodUse      = 0.5  // above it, good enough to be remembered
+	stretch      = 1.25 // the busier a node is, the less CPU time an exchange takes: down to a part of this much
 	leastFull    = 0.02
 	mostDiscard  = 0.25 // of what an exchange takes, to discard one
 	maxRate      = 1e7  // exchanges a second; more is garbage
@@ -38,6 +39,8 @@ type Capacity struct {
 	rate  float64
 	y, u  float64       // exchanges a second and utilization, smooth: the two are rarely read at one moment
 	w     float64       // part of the time that workers are at work, smooth
+	most  float64       // exchanges a second if it had discarded none, at most, smooth
+	used  float64       // the same of the larger of u and w; these two whatever is discarded
 	best  float64       // remembered, as long as nothing contradicts it
 	top   float64       // the most that was remembered
 	seen  float64       // seconds of being late that best is made of, beside guesses
@@ -80,10 +83,12 @@ func (c *Capacity) Add(i Interval) bool {
 	c.y += weight * gain * (y - c.y)
 	c.u += weight * gain * (u - c.u)
 	c.w += weight * gain * (i.Workers - c.w)
-	memory := Gain(i.Length, memorySpan)
 	if c.full == 0 {
 		c.full = 1
 	}
+	c.most += gain * (y + mostDiscard*float64(i.Discarded)/span - c.most)
+	c.used += gain * (max(u/c.full, i.Workers) - c.used)
+	memory := Gain(i.Length, memorySpan)
 	c.full = max(c.full, c.u) // nothing uses more than all
 	if late {
 		c.full = max(leastFull, c.full+memory*(u-c.full))
@@ -107,9 +112,18 @@ func (c *Capacity) Add(i Interval) bool {
 	c.best *= fade
 	c.seen *= fade
 	c.top = max(c.top*fade, c.best)
+	most := math.Inf(1)
+	if c.used > lateUse { // what it does is nearly what it can
+		most = c.most / c.used
+		if most < chance*c.best {
+			c.best = most
+		}
+		most *= stretch
+		c.best += memory * min(0, most-c.best)
+	}
 	switch {
 	case u > leastUse:
-		c.toward(max(c.y/u, c.best), weight*Gain(i.Length, followSpan))
+		c.toward(min(max(c.y/u, c.best), most), weight*Gain(i.Length, followSpan))
 		if u > goodUse {
 			c.best = max(c.best, c.best+memory*(c.rate-c.best))
 		}
