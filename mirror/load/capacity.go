@@ -14,12 +14,11 @@ const (
 	memorySpan   = time.Second            // of what is remembered
 	guessSpan    = 100 * time.Millisecond // being late for so long counts as much as what was guessed before
 	memoryFade   = 10 * time.Minute       // of the same, unused
-	idleUse      = 0.05
-	leastUse     = 0.2  // below this utilization, exchanges by CPU time are mostly noise
-	lateUse      = 0.8  // below this utilization, a node whose workers are known is not late by its load
-	chance       = 0.65 // of what was remembered: what is less is not by chance
-	goodUse      = 0.5  // above it, good enough to be remembered
-	stretch      = 1.25 // the busier a node is, the less CPU time an exchange takes: down to a part of this much
+	leastUse     = 0.2                    // below this utilization, exchanges by CPU time are mostly noise
+	lateUse      = 0.8                    // below this utilization, a node whose workers are known is not late by its load
+	chance       = 0.65                   // of what was remembered: what is less is not by chance
+	goodUse      = 0.5                    // above it, good enough to be remembered
+	stretch      = 1.25                   // the busier a node is, the less CPU time an exchange takes: down to a part of this much
 	leastFull    = 0.02
 	mostDiscard  = 0.25 // of what an exchange takes, to discard one
 	maxRate      = 1e7  // exchanges a second; more is garbage
@@ -127,12 +126,11 @@ func (c *Capacity) Add(i Interval) bool {
 		if u > goodUse {
 			c.best = max(c.best, c.best+memory*(c.rate-c.best))
 		}
-	case u < idleUse:
-		// Little is known of an idle node: what it did once is as good as anything.
-		// Otherwise one that stood still for a while would be believed unable for ever.
-		c.toward(max(c.rate, c.top), memory)
 	case c.rate > 0:
-		c.toward(max(c.rate, c.best, c.y/leastUse), gain) // it can do this much at least
+		// Little is known of a node that has most of its time left: what it did once is
+		// as good as anything. Otherwise one that stood still for a while, or has got
+		// more CPU time, would be believed unable for long.
+		c.toward(max(c.rate, c.top, c.y/leastUse), gain)
 	}
 	return true
 }
