@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -80,14 +81,27 @@ func (m *mesh) share(t *testing.T) (percent float64) {
 	return shares[0].Percent
 }
 
-// limitedNode starts the node in a control group.
+// limitedNode starts the node in a control group, with all capabilities or as a user
+// who has none.
 func (m *mesh) limitedNode(t *testing.T) *cgrouptest.Group {
 	t.Helper()
 	g := newGroup(t)
 	if err := g.Quota(1); err != nil {
 		t.Fatal(err)
 	}
-	m.node = startCommand(t, g.Command(program, m.nodeArgs()...))
+	args := append([]string{program}, m.nodeArgs()...)
+	if m.nobody {
+		for _, dir := range []string{filepath.Dir(program), filepath.Dir(m.dataDir), m.dataDir} {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chown(m.dataDir, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+		args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"}, args...)
+	}
+	m.node = startCommand(t, g.Command(args[0], args[1:]...))
 	m.node.waitFor("node started")
 	return g
 }
@@ -97,7 +111,34 @@ func (m *mesh) limitedNode(t *testing.T) *cgrouptest.Group {
 // node's speed the share comes back; no user notices, and what was not analysed is
 // counted.
 func TestBackpressureThroughIstiod(t *testing.T) {
-	m := startMeshOf(t, pressedMesh())
+	backpressure(t, startMeshOf(t, pressedMesh()))
+}
+
+// The same of a node without any capability, on a fallback that it tells of.
+func TestBackpressureWithoutCapability(t *testing.T) {
+	c := pressedMesh()
+	c.nobody = true
+	m := startMeshOf(t, c)
+	for text, of := range map[string]string{"sockets are watched": "inet_diag", "sockets can't be watched by a better back end": "CAP_BPF"} {
+		_, line, _ := strings.Cut(m.node.output(), text)
+		if line, _, _ = strings.Cut(line, "\n"); !strings.Contains(line, of) {
+			t.Errorf("%s: the node's log does not tell of %s: %q", text, of, line)
+		}
+	}
+	var state struct {
+		Sockets struct {
+			Backend string
+			Refused map[string]string
+		}
+	}
+	getJSON(t, "http://"+m.nodeAdmin+"/debug/pressurez", &state)
+	if s := state.Sockets; s.Backend != "inet_diag" || !strings.Contains(s.Refused["ebpf"], "CAP_BPF") || s.Refused["ebpf-pinned"] == "" {
+		t.Errorf("/debug/pressurez tells %+v", s)
+	}
+	backpressure(t, m)
+}
+
+func backpressure(t *testing.T, m *mesh) {
 	quota := func(cpus float64) {
 		t.Helper()
 		if err := m.nodeGroup.Quota(cpus); err != nil {

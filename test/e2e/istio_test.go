@@ -48,6 +48,7 @@ type meshConfig struct {
 	labels     map[string]string                                 // the pod's
 	policies   string
 	limited    bool   // the node's CPU time, by nodeGroup
+	nobody     bool   // the node runs as a user without any capability
 	machine    string // the pod's, as its proxy tells it
 	services   bool   // nodes are those of the service that policies name, and the test's to start
 }
