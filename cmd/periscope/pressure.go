@@ -22,9 +22,6 @@ const (
 	// lookEvery is the time between two looks at how much CPU time there is.
 	lookEvery = time.Second
 	lookSoon  = 100 * time.Millisecond // the same where it may have changed
-	// tellingFor is how long after the node was late exchanges by CPU time tell of
-	// what it can do. With little to do, most of the time goes elsewhere.
-	tellingFor = 10 * time.Second
 	// urgentDelay is the delay that control planes hear of at once.
 	urgentDelay = 2 * load.Target
 )
@@ -43,7 +40,6 @@ type meter struct {
 
 	guard pressure.Guard
 	level atomic.Pointer[pressure.Level]
-	busy  atomic.Int64 // CPU time that tells of capacity, see load.Report.Busy, in ns
 
 	mu   sync.Mutex
 	lags pressure.Lags
@@ -94,7 +90,7 @@ func (m *meter) heard(gateway, vm string, sentUS uint64, received time.Time) {
 // run samples until the context ends.
 func (m *meter) run(ctx context.Context) error {
 	var levels pressure.Meter
-	var lateAt, lookedAt time.Time
+	var lookedAt time.Time
 	var cpus float64
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
@@ -118,12 +114,6 @@ func (m *meter) run(ctx context.Context) error {
 		m.mu.Unlock()
 		level, fault := levels.Add(s)
 		m.level.Store(&level)
-		if level.Delay > urgentDelay {
-			lateAt = now
-		}
-		if now.Sub(lateAt) < tellingFor {
-			m.busy.Add(int64(level.Busy - was.Busy))
-		}
 		m.guard.Set(level.Delay)
 		if level.Delay > urgentDelay && was.Delay <= urgentDelay {
 			m.urge()
@@ -148,7 +138,7 @@ func (m *meter) show(l pressure.Level) {
 func (m *meter) fill(r *load.Report) {
 	l := m.level.Load()
 	r.Kernel, r.Queue, r.Lag = l.Kernel, l.Queue, l.Lag
-	r.Utilization, r.Busy, r.Capacity = l.Utilization, time.Microsecond+time.Duration(m.busy.Load()), l.Capacity
+	r.Utilization, r.Capacity = l.Utilization, l.Capacity
 	_, r.Discarded = m.counts()
 }
 

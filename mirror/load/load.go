@@ -1,17 +1,20 @@
 // Package load is what an analysis node tells of its load, and of the demand at
 // gateways as far as it heard of it: the one feedback from nodes to the control
-// plane, and how it travels, as an ORCA report; and a node's capacity
-// (Capacity). It is pure; anybody may import it, and it imports
-// nothing of ours.
+// plane, and how it travels, as an ORCA report. It is pure; anybody may import it,
+// and it imports nothing of ours.
 package load
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
+
+// Target is the delay at which a node is well used and not late.
+const Target = 5 * time.Millisecond
 
 // Report is the state of one node at one time. Counters grow from the node's
 // start on; a new Epoch starts them anew.
@@ -25,10 +28,9 @@ type Report struct {
 	Queue  time.Duration // exchanges between reading and analysis
 	Lag    time.Duration // from a batch's sending to its reading, beyond the least seen of late: clocks may disagree
 
-	Utilization float64       // of the CPU time that the node may use, 0 to 1; above 1: counted too low
-	Busy        time.Duration // CPU time while late and for some seconds after, by what the node may use at a time: Utilization, summed up. What has not grown says nothing; 0: it never does
-	Capacity    float64       // exchanges a second, the node's own estimate; 0: none yet
-	Rate        float64       // exchanges analysed a second, of late
+	Utilization float64 // of the CPU time that the node may use, 0 to 1; above 1: counted too low
+	Capacity    float64 // exchanges a second, the node's own estimate; 0: none yet
+	Rate        float64 // exchanges analysed a second, of late
 
 	Analysed  uint64 // exchanges
 	Priority  uint64 // of those that arrived, the ones of a priority class
@@ -120,4 +122,10 @@ func Merge(demands, changed []Demand) []Demand {
 	}
 	out = append(out, demands...)
 	return out[:min(len(out), MaxDemands)]
+}
+
+// Gain is the weight of a value that stood for an interval, in an exponentially
+// weighted mean of this e-folding time.
+func Gain(interval, span time.Duration) float64 {
+	return -math.Expm1(-interval.Seconds() / span.Seconds())
 }

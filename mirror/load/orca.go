@@ -84,7 +84,6 @@ var metrics = []metric{
 		func(r *Report) float64 { return float64(uint32(r.Epoch)) },
 		func(r *Report, v float64) { r.Epoch |= uint64(v) }},
 	duration("periscope.uptime", func(r *Report) *time.Duration { return &r.Uptime }),
-	duration("periscope.busy", func(r *Report) *time.Duration { return &r.Busy }),
 	duration("periscope.delay.kernel", func(r *Report) *time.Duration { return &r.Kernel }),
 	duration("periscope.delay.queue", func(r *Report) *time.Duration { return &r.Queue }),
 	duration("periscope.delay.lag", func(r *Report) *time.Duration { return &r.Lag }),

@@ -211,13 +211,13 @@ func (c *Controller) totals(now time.Duration) Totals {
 			t.Stale++
 		}
 		t.Delay = max(t.Delay, n.delay())
-		if capacity := n.rateCapacity(); capacity > 0 {
-			known += n.present * capacity
+		if n.told > 0 {
+			known += n.present * n.told
 			count += n.present
 		}
 	}
 	for _, n := range c.byName {
-		capacity := n.rateCapacity()
+		capacity := n.told
 		if capacity == 0 && count > 0 {
 			capacity = known / count
 		}

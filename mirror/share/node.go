@@ -25,15 +25,15 @@ const (
 
 // node is what is known of one.
 type node struct {
-	id       int // in the order in which nodes were heard of
-	known    bool
-	report   load.Report   // the latest, without demands
-	at       time.Duration // of its arrival
-	offset   time.Duration // our time line less its Uptime, at best
-	estimate load.Capacity
-	rate     float64 // exchanges analysed a second
-	gained   bool    // has told two reports
-	idle     bool    // did nothing between the last two
+	id     int // in the order in which nodes were heard of
+	known  bool
+	report load.Report   // the latest, without demands
+	at     time.Duration // of its arrival
+	offset time.Duration // our time line less its Uptime, at best
+	told   float64       // exchanges a second that it can do, as it told last, of before it restarted too; 0: never
+	rate   float64       // exchanges analysed a second
+	gained bool          // has told two reports
+	idle   bool          // did nothing between the last two
 
 	since     time.Duration // when we heard of this epoch of it
 	restarted bool
@@ -70,46 +70,34 @@ func (n *node) advance(r *load.Report, at time.Duration, faults map[Fault]uint64
 	n.idle = n.gained && r.Analysed == last.Analysed && r.Discarded == last.Discarded && n.delay() == 0
 	if interval < minInterval { // what was counted counts with the next one
 		k := &n.report
-		k.Uptime, k.Analysed, k.Discarded, k.Busy = last.Uptime, last.Analysed, last.Discarded, last.Busy
+		k.Uptime, k.Analysed, k.Discarded = last.Uptime, last.Analysed, last.Discarded
 		return true
 	}
 	n.gained = true
 	if interval > maxInterval {
 		return true
 	}
-	use := r.Utilization
-	if r.Busy > 0 && r.Busy >= last.Busy {
-		use = (r.Busy - last.Busy).Seconds() / interval.Seconds() // of the very interval
-	}
-	if r.Analysed < last.Analysed || r.Discarded < last.Discarded || !n.estimate.Add(load.Interval{
-		Length: interval, Analysed: r.Analysed - last.Analysed, Discarded: r.Discarded - last.Discarded,
-		Utilization: use, Delay: n.delay(),
-	}) {
+	rate := float64(r.Analysed-last.Analysed) / interval.Seconds()
+	if r.Analysed < last.Analysed || r.Discarded < last.Discarded || rate > maxCapacity {
 		faults[FaultCounter]++
 		return true
 	}
-	n.rate = float64(r.Analysed-last.Analysed) / interval.Seconds()
+	n.rate = rate
 	return true
 }
 
 func (n *node) keep(r *load.Report) {
 	n.report = *r
 	n.report.Node, n.report.Demands = n.name, nil
+	if c := r.Capacity; c > 0 && c <= maxCapacity {
+		n.told = c
+	}
 	n.report.Sockets.Backend = strings.Clone(r.Sockets.Backend[:min(len(r.Sockets.Backend), maxName)])
 }
 
 // delay of the node, bounded: garbage must not stop everybody for long.
 func (n *node) delay() time.Duration {
 	return min(max(n.report.Delay(), 0), maxDelay)
-}
-
-// rateCapacity is its own estimate of its capacity; while it has none, ours, of before it
-// restarted; or 0.
-func (n *node) rateCapacity() float64 {
-	if c := n.report.Capacity; c > 0 && c <= maxCapacity {
-		return c
-	}
-	return n.estimate.Rate()
 }
 
 // presence is how much the node counts, 0 to 1.

@@ -362,6 +362,7 @@ func TestOrder(t *testing.T) {
 		w.nodes[3].stopped = i/50%2 == 1
 		if i%97 == 0 {
 			w.nodes[5].epoch++
+			w.nodes[5].known = 0
 			w.nodes[5].uptime, w.nodes[5].analysed, w.nodes[5].discarded = 0, 0, 0
 		}
 		reports := w.step()
@@ -524,7 +525,7 @@ func TestGarbage(t *testing.T) {
 		case 7:
 			r.Node = string(make([]byte, 1000))
 		case 8:
-			r.Busy = math.MaxInt64
+			r.Analysed = 1 << 50 // more than any node can do in so short a time
 		case 9:
 			r.Demands = []load.Demand{{}, {Gateway: "x"}, {Gateway: string(make([]byte, 1000)), VM: "v", Policy: "ns/p0"}}
 		}

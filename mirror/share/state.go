@@ -78,7 +78,7 @@ func (c *Controller) State(now time.Time) State {
 		r := &n.report
 		s.Nodes = append(s.Nodes, NodeState{
 			Name: n.name, Age: at - n.at, Counts: n.presence(at), Kernel: r.Kernel, Queue: r.Queue, Lag: r.Lag,
-			Utilization: r.Utilization, Rate: n.rate, Capacity: n.rateCapacity(), Sockets: r.Sockets.Backend,
+			Utilization: r.Utilization, Rate: n.rate, Capacity: n.told, Sockets: r.Sockets.Backend,
 			Demand: n.demand, Priority: n.priority, Drain: n.drain, Budget: n.budget(), Bound: bound[&n.pool],
 		})
 	}

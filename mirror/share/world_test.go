@@ -28,6 +28,7 @@ type world struct {
 type node struct {
 	name      string
 	epoch     uint64
+	known     float64 // its capacity, to itself
 	uptime    time.Duration
 	capacity  float64
 	stopped   bool
@@ -110,8 +111,11 @@ func (w *world) step() []load.Report {
 			n.discarded += over
 		}
 		n.analysed += done
+		if done > 0.2*n.capacity*dt {
+			n.known = n.capacity // it knows when it has something to do
+		}
 		r := load.Report{
-			Node: n.name, Epoch: n.epoch, Uptime: n.uptime, Analysed: uint64(n.analysed), Discarded: uint64(n.discarded), Utilization: done / (n.capacity * dt),
+			Node: n.name, Capacity: n.known, Epoch: n.epoch, Uptime: n.uptime, Analysed: uint64(n.analysed), Discarded: uint64(n.discarded), Utilization: done / (n.capacity * dt),
 			Queue: time.Duration(n.backlog / n.capacity * float64(time.Second)),
 		}
 		for j, g := range w.gateways {

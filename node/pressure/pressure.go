@@ -60,7 +60,6 @@ type Level struct {
 	Lag         time.Duration // as far as it is believed
 	Delay       time.Duration // the worst of them
 	Utilization float64       // of the CPU time that the node may use; above 1: CPUs was too low
-	Busy        time.Duration // the same, corrected (load.Capacity), summed up over time
 	Rate        float64       // exchanges analysed a second
 	Capacity    float64       // exchanges a second that it could analyse; 0: not known yet
 }
@@ -95,7 +94,7 @@ type Meter struct {
 	last     Sample
 	started  bool
 	level    Level
-	capacity load.Capacity
+	capacity Capacity
 	use      float64 // as Level.Utilization, between the last two samples
 }
 
@@ -155,13 +154,12 @@ func (m *Meter) rates(s Sample) Fault {
 	if use > maxCPUs {
 		return FaultCounter
 	}
-	if !m.capacity.Add(load.Interval{
+	if !m.capacity.Add(Interval{
 		Length: gap, Analysed: s.Analysed - last.Analysed, Discarded: s.Discarded - last.Discarded,
 		Utilization: use, Workers: workers, Delay: max(m.level.Kernel, s.Queue),
 	}) {
 		return FaultCounter
 	}
-	m.level.Busy += time.Duration(m.capacity.Use(use, workers) * float64(gap))
 	m.use = use
 	gain := load.Gain(gap, useSpan)
 	m.level.Utilization += gain * (use - m.level.Utilization)

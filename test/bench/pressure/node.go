@@ -197,7 +197,7 @@ func (p *plant) look(n *node) {
 	n.reported = p.now
 	uptime := func(at int) time.Duration { return time.Duration(at-n.since)*time.Millisecond + 1000*time.Hour }
 	r := load.Report{
-		Node: n.name, Epoch: n.epoch, Uptime: uptime(p.now), Kernel: n.level.Kernel, Queue: n.level.Queue, Utilization: n.level.Utilization, Busy: n.level.Busy,
+		Node: n.name, Epoch: n.epoch, Uptime: uptime(p.now), Kernel: n.level.Kernel, Queue: n.level.Queue, Utilization: n.level.Utilization,
 		Capacity: n.level.Capacity, Analysed: n.sample.Analysed, Discarded: n.sample.Discarded,
 	}
 	for i := range p.gateways {

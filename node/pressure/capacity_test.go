@@ -1,31 +1,31 @@
-package load_test
+package pressure_test
 
 import (
 	"math"
 	"testing"
 	"time"
 
-	"github.com/periscope-mesh/periscope/mirror/load"
+	"github.com/periscope-mesh/periscope/node/pressure"
 )
 
 const tick = 50 * time.Millisecond
 
-// node is one that can do capacity exchanges a second and reads factor times the
+// worker is a node that can do capacity exchanges a second and reads factor times the
 // CPU time that it uses, at most clip.
-type node struct {
+type worker struct {
 	capacity, factor, clip float64
-	c                      load.Capacity
+	c                      pressure.Capacity
 }
 
 // run offers so many exchanges a second for a time.
-func (n *node) run(rate float64, d time.Duration) {
+func (n *worker) run(rate float64, d time.Duration) {
 	delay := time.Millisecond
 	if rate > n.capacity {
 		delay = 30 * time.Millisecond
 	}
 	for ; d > 0; d -= tick {
 		done := min(rate, n.capacity)
-		n.c.Add(load.Interval{
+		n.c.Add(pressure.Interval{
 			Length: tick, Analysed: uint64(done * tick.Seconds()), Delay: delay,
 			Utilization: min(n.clip, n.factor*done/n.capacity),
 		})
@@ -40,7 +40,7 @@ func near(t *testing.T, what string, got, want, tolerance float64) {
 }
 
 func TestCapacity(t *testing.T) {
-	for name, n := range map[string]*node{
+	for name, n := range map[string]*worker{
 		"read right":         {capacity: 10_000, factor: 1, clip: 9},
 		"read 30 % low":      {capacity: 10_000, factor: 0.7, clip: 9},
 		"read 40 % high":     {capacity: 10_000, factor: 1.4, clip: 9},
@@ -79,7 +79,7 @@ func TestCapacity(t *testing.T) {
 // soon after it was late for the first time, and is not forgotten.
 func TestCapacityOfBusyNode(t *testing.T) {
 	const can = 200.0
-	var c load.Capacity
+	var c pressure.Capacity
 	left := 0.0
 	run := func(rate float64, d time.Duration) {
 		const tick = 20 * time.Millisecond
@@ -91,7 +91,7 @@ func TestCapacityOfBusyNode(t *testing.T) {
 			if rate >= can {
 				delay = 15 * time.Millisecond
 			}
-			c.Add(load.Interval{Length: tick, Analysed: uint64(done), Delay: delay, Utilization: 0.4 + 0.6*rate/can, Workers: 0.4 + 0.6*rate/can})
+			c.Add(pressure.Interval{Length: tick, Analysed: uint64(done), Delay: delay, Utilization: 0.4 + 0.6*rate/can, Workers: 0.4 + 0.6*rate/can})
 		}
 	}
 	run(100, 5*time.Second)
@@ -105,10 +105,10 @@ func TestCapacityOfBusyNode(t *testing.T) {
 
 // A node that stood still is not believed unable for ever, though little is sent to it.
 func TestCapacityAfterStandstill(t *testing.T) {
-	n := &node{capacity: 10_000, factor: 1, clip: 1}
+	n := &worker{capacity: 10_000, factor: 1, clip: 1}
 	n.run(8000, 2*time.Second)
 	for range 60 {
-		n.c.Add(load.Interval{Length: tick, Utilization: 1, Delay: time.Second})
+		n.c.Add(pressure.Interval{Length: tick, Utilization: 1, Delay: time.Second})
 	}
 	if got := n.c.Rate(); got > 1000 {
 		t.Fatalf("estimate %.0f of a node that stands still", got)
@@ -127,7 +127,7 @@ func TestCapacityAfterStandstill(t *testing.T) {
 // uses is what it knows as all of it, but its workers wait for work.
 func TestCapacityAfterQuota(t *testing.T) {
 	const cpus = 2 // that it believes to have
-	var c load.Capacity
+	var c pressure.Capacity
 	run := func(rate, quota float64, d time.Duration) {
 		for ; d > 0; d -= tick {
 			done := min(rate, 500*quota) // 2 ms of CPU time each
@@ -139,12 +139,11 @@ func TestCapacityAfterQuota(t *testing.T) {
 			if rate > done {
 				workers = 1
 			}
-			c.Add(load.Interval{Length: tick, Analysed: uint64(done * tick.Seconds()), Delay: delay, Utilization: done / 500 / cpus, Workers: workers})
+			c.Add(pressure.Interval{Length: tick, Analysed: uint64(done * tick.Seconds()), Delay: delay, Utilization: done / 500 / cpus, Workers: workers})
 		}
 	}
 	run(400, 0.2, 5*time.Second)
 	near(t, "a fifth of a core", c.Rate(), 100, 0.1)
-	near(t, "what it uses", c.Use(0.1, 0), 1, 0.1)
 	share := 0.0
 	for range 30 { // 1.5 s
 		share = min(400, max(80, 0.9*c.Rate()))
@@ -156,10 +155,10 @@ func TestCapacityAfterQuota(t *testing.T) {
 }
 
 func TestCapacityGarbage(t *testing.T) {
-	n := &node{capacity: 10_000, factor: 1, clip: 1}
+	n := &worker{capacity: 10_000, factor: 1, clip: 1}
 	n.run(5000, time.Second)
 	before := n.c
-	for name, i := range map[string]load.Interval{
+	for name, i := range map[string]pressure.Interval{
 		"no time":      {Analysed: 1},
 		"back in time": {Length: -time.Second, Analysed: 1},
 		"too many":     {Length: time.Second, Analysed: math.MaxUint64},

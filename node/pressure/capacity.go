@@ -1,12 +1,11 @@
-package load
+package pressure
 
 import (
 	"math"
 	"time"
-)
 
-// Target is the delay at which a node is well used and not late.
-const Target = 5 * time.Millisecond
+	"github.com/periscope-mesh/periscope/mirror/load"
+)
 
 const (
 	capacitySpan = 300 * time.Millisecond // e-folding time of the estimate
@@ -64,7 +63,7 @@ func (c *Capacity) Add(i Interval) bool {
 	if span <= 0 || y > maxRate || float64(i.Discarded)/span > maxRate || !(i.Utilization >= 0 && i.Utilization <= maxUse) || !(i.Workers >= 0 && i.Workers <= maxUse) || i.Delay < 0 {
 		return false
 	}
-	late := min(c.delay, i.Delay) > 2*Target
+	late := min(c.delay, i.Delay) > 2*load.Target
 	c.delay = i.Delay
 	u := i.Utilization
 	if i.Workers > 0 && max(u/max(c.full, leastFull), i.Workers) < lateUse {
@@ -75,7 +74,7 @@ func (c *Capacity) Add(i Interval) bool {
 	if i.Discarded > 0 {
 		weight = float64(i.Analysed) / float64(i.Analysed+i.Discarded)
 	}
-	gain := Gain(i.Length, capacitySpan)
+	gain := load.Gain(i.Length, capacitySpan)
 	if c.y == 0 && c.u == 0 {
 		gain = 1
 	}
@@ -87,7 +86,7 @@ func (c *Capacity) Add(i Interval) bool {
 	}
 	c.most += gain * (y + mostDiscard*float64(i.Discarded)/span - c.most)
 	c.used += gain * (max(u/c.full, i.Workers) - c.used)
-	memory := Gain(i.Length, memorySpan)
+	memory := load.Gain(i.Length, memorySpan)
 	c.full = max(c.full, c.u) // nothing uses more than all
 	if late {
 		c.full = max(leastFull, c.full+memory*(u-c.full))
@@ -122,7 +121,7 @@ func (c *Capacity) Add(i Interval) bool {
 	}
 	switch {
 	case u > leastUse:
-		c.toward(min(max(c.y/u, c.best), most), weight*Gain(i.Length, followSpan))
+		c.toward(min(max(c.y/u, c.best), most), weight*load.Gain(i.Length, followSpan))
 		if u > goodUse {
 			c.best = max(c.best, c.best+memory*(c.rate-c.best))
 		}
@@ -145,18 +144,3 @@ func (c *Capacity) toward(rate, gain float64) {
 
 // Rate is the estimate, in exchanges a second; 0: none yet.
 func (c *Capacity) Rate() float64 { return c.rate }
-
-// Use is the part of what the node has that it uses, by two readings: of its CPU
-// time, corrected by what it seemed to use when it used all, and of its workers' time.
-func (c *Capacity) Use(utilization, workers float64) float64 {
-	if c.full > 0 {
-		utilization = min(utilization/c.full, maxUse)
-	}
-	return max(utilization, workers)
-}
-
-// Gain is the weight of a value that stood for an interval, in an exponentially
-// weighted mean of this e-folding time.
-func Gain(interval, span time.Duration) float64 {
-	return -math.Expm1(-interval.Seconds() / span.Seconds())
-}
