@@ -19,9 +19,10 @@ import (
 const (
 	// sampleEvery is the time between two samples of the node's load.
 	sampleEvery = 10 * time.Millisecond
-	// lookEvery is the time between two looks at how much CPU time there is.
-	lookEvery = time.Second
-	lookSoon  = 100 * time.Millisecond // the same where it may have changed
+	// findEvery is the time between two looks at which CPU quotas there are.
+	findEvery = time.Second
+	// lookEvery is the time between two looks at them while they may have changed.
+	lookEvery = 100 * time.Millisecond
 	// urgentDelay is the delay that control planes hear of at once.
 	urgentDelay = 2 * load.Target
 )
@@ -90,7 +91,8 @@ func (m *meter) heard(gateway, vm string, sentUS uint64, received time.Time) {
 // run samples until the context ends.
 func (m *meter) run(ctx context.Context) error {
 	var levels pressure.Meter
-	var lookedAt time.Time
+	var foundAt, lookedAt time.Time
+	var quota func() float64
 	var cpus float64
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
@@ -101,11 +103,14 @@ func (m *meter) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		now := time.Now()
+		was := m.level.Load()
+		if now.Sub(foundAt) >= findEvery {
+			quota, foundAt = cgroup.Host{}.Quota(), now
+		}
 		// A node that a quota has just cut is late, one that it has given more to
 		// uses more than it knows of.
-		since, was := now.Sub(lookedAt), m.level.Load()
-		if since >= lookEvery || since >= lookSoon && (was.Delay > urgentDelay || was.Utilization > 1) {
-			cpus, lookedAt = cpusOf(), now
+		if foundAt == now || now.Sub(lookedAt) >= lookEvery && (was.Delay > urgentDelay || was.Utilization > 1) {
+			cpus, lookedAt = cpusOf(quota()), now
 		}
 		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: cpus, Worked: m.worked(), Workers: m.workers}
 		s.Analysed, s.Discarded = m.counts()
@@ -165,10 +170,10 @@ func (n *node) pressureState() nodePressureState {
 }
 
 // cpusOf is how many CPUs the process may use at a time. Go counts the quotas of its
-// control groups in, but as whole CPUs, and never less than two.
-func cpusOf() float64 {
+// control groups in, but as whole CPUs, and never less than two. 0: there is none.
+func cpusOf(quota float64) float64 {
 	all := float64(runtime.GOMAXPROCS(0))
-	if quota := (cgroup.Host{}).Quota(); quota > 0 {
+	if quota > 0 {
 		return min(all, quota)
 	}
 	return all

@@ -83,14 +83,14 @@ func (h Host) CPU() (CPU, error) {
 	return out, nil
 }
 
-// Quota reads how many CPUs the groups around the process leave it at most; 0: all,
-// or it is not known.
-func (h Host) Quota() float64 {
+// Quota finds the groups around the process. The function that it gives reads how
+// many CPUs they leave it at most; 0: all, or it is not known.
+func (h Host) Quota() func() float64 {
 	of, dir, mount, err := h.find()
 	if err != nil {
-		return 0
+		return func() float64 { return 0 }
 	}
-	return h.quota(of, dir, mount)
+	return func() float64 { return h.quota(of, dir, mount) }
 }
 
 // quota is the least of a group's and of those around it.

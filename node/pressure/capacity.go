@@ -11,17 +11,19 @@ const (
 	capacitySpan = 300 * time.Millisecond // e-folding time of the estimate
 	followSpan   = 50 * time.Millisecond  // the same of what is made of smooth figures
 	memorySpan   = time.Second            // of what is remembered
-	guessSpan    = 100 * time.Millisecond // being late for so long counts as much as what was guessed before
 	memoryFade   = 10 * time.Minute       // of the same, unused
-	leastUse     = 0.2                    // below this utilization, exchanges by CPU time are mostly noise
-	lateUse      = 0.8                    // below this utilization, a node whose workers are known is not late by its load
-	chance       = 0.65                   // of what was remembered: what is less is not by chance
-	goodUse      = 0.5                    // above it, good enough to be remembered
-	stretch      = 1.25                   // the busier a node is, the less CPU time an exchange takes: down to a part of this much
+	topSpan      = 10 * time.Second       // of the most that was remembered, while it is contradicted
+	guessSpan    = 100 * time.Millisecond // being late for so long counts as much as what was guessed before
+	idleUse      = 0.05
+	leastUse     = 0.2  // below this utilization, exchanges by CPU time are mostly noise
+	lateUse      = 0.8  // below this utilization, a node whose workers are known is not late by its load
+	chance       = 0.65 // of what was remembered: what is less is not by chance
+	goodUse      = 0.5  // above it, good enough to be remembered
+	stretch      = 1.25 // exchanges by CPU time of a node that is not yet late, times this, are the most that it can do
 	leastFull    = 0.02
 	mostDiscard  = 0.25 // of what an exchange takes, to discard one
 	maxRate      = 1e7  // exchanges a second; more is garbage
-	maxUse       = 4    // as much may be read of the CPU time that there is; more is garbage
+	maxUse       = 16   // as much may be read of the CPU time that there is, where a quota of 100 ms is used up in 20; more is garbage
 )
 
 // Capacity estimates how many exchanges a second a node can analyse, from what it
@@ -29,21 +31,40 @@ const (
 //
 // While a node is late, what it does is what it can do. Otherwise that is what it
 // did by the part of its CPU time that it used, or of its workers' time, whichever is
-// scarcer. Two memories correct readings of
-// CPU time that are wrong: how much the node seemed to use when it was late, which
-// is all that it has, unless its workers show that it has got more since; and what
-// it once could do, as long as it is not late.
+// scarcer. Memories correct readings of CPU time that are wrong, and that a busy node
+// takes less of it for an exchange: how much the node seemed to use when it was late,
+// which is all that it has, unless its workers show that it has got more since; what
+// it did when it was late, as long as nothing contradicts it; and of an idle node the
+// most that it ever did.
 type Capacity struct {
 	rate  float64
-	y, u  float64       // exchanges a second and utilization, smooth: the two are rarely read at one moment
-	w     float64       // part of the time that workers are at work, smooth
-	most  float64       // exchanges a second if it had discarded none, at most, smooth
-	used  float64       // the same of the larger of u and w; these two whatever is discarded
+	work  pace          // without what the guard's discarding has disturbed
+	all   pace          // whatever was discarded; exchanges a second are the most that it could have done otherwise
 	best  float64       // remembered, as long as nothing contradicts it
 	top   float64       // the most that was remembered
 	seen  float64       // seconds of being late that best is made of, beside guesses
 	full  float64       // utilization read when all is used; 0: 1
+	late  time.Duration // for so long
 	delay time.Duration // at the end of the last interval
+}
+
+// pace is exchanges a second, utilization, and the part of their time that workers
+// are at work, smooth: they are rarely read at one moment.
+type pace struct{ y, u, w float64 }
+
+func (p *pace) follow(y, u, w, gain float64) {
+	p.y += gain * (y - p.y)
+	p.u += gain * (u - p.u)
+	p.w += gain * (w - p.w)
+}
+
+// scale is by how many times the CPU time there is now: what was done would use more
+// or less of it, and can't use more than all.
+func (p *pace) scale(times float64) {
+	p.u /= times
+	if p.u > 1 {
+		p.y, p.u = p.y/p.u, 1
+	}
 }
 
 // Interval is what a node did in some time.
@@ -75,63 +96,83 @@ func (c *Capacity) Add(i Interval) bool {
 		weight = float64(i.Analysed) / float64(i.Analysed+i.Discarded)
 	}
 	gain := load.Gain(i.Length, capacitySpan)
-	if c.y == 0 && c.u == 0 {
+	if c.work == (pace{}) {
 		gain = 1
 	}
-	c.y += weight * gain * (y - c.y)
-	c.u += weight * gain * (u - c.u)
-	c.w += weight * gain * (i.Workers - c.w)
+	c.work.follow(y, u, i.Workers, weight*gain)
+	c.all.follow(y+mostDiscard*float64(i.Discarded)/span, u, i.Workers, gain)
 	if c.full == 0 {
 		c.full = 1
 	}
-	c.most += gain * (y + mostDiscard*float64(i.Discarded)/span - c.most)
-	c.used += gain * (max(u/c.full, i.Workers) - c.used)
 	memory := load.Gain(i.Length, memorySpan)
-	c.full = max(c.full, c.u) // nothing uses more than all
+	c.full = max(c.full, c.work.u) // nothing uses more than all
 	if late {
 		c.full = max(leastFull, c.full+memory*(u-c.full))
 		if most := y + mostDiscard*float64(i.Discarded)/span; c.rate > most {
 			c.toward(most, gain) // whatever it is that discarding takes
 		}
 		c.toward(y, weight*gain)
-		c.seen += weight * span
 		if c.rate < chance*c.best {
 			c.best = c.rate
 		}
-		// The first that is seen of it counts for more than what was guessed before.
-		c.best += weight * max(memory, span/(c.seen+guessSpan.Seconds())) * (y - c.best)
+		// The first that is seen of it counts for more than what was guessed before,
+		// but for a moment's, of which a quota leaves less or more to it than its part.
+		if c.late += i.Length; c.late >= guessSpan {
+			c.seen += weight * span
+			memory = max(memory, span/(c.seen+guessSpan.Seconds()))
+		}
+		c.best += weight * memory * (y - c.best)
+		c.forgetTop(i.Length)
 		return true
 	}
-	if c.w > 0 { // they wait for work for half of the time that would be left
-		c.full = max(c.full, min(1, c.u/(2*c.w)))
+	c.late = 0
+	if c.work.w > 0 { // they wait for work for half of the time that would be left
+		c.full = max(c.full, min(1, c.work.u/(2*c.work.w)))
 	}
-	u = max(c.u/c.full, c.w)
+	u = max(c.work.u/c.full, c.work.w)
 	fade := math.Exp(-span / memoryFade.Seconds())
 	c.best *= fade
 	c.seen *= fade
 	c.top = max(c.top*fade, c.best)
 	most := math.Inf(1)
-	if c.used > lateUse { // what it does is nearly what it can
-		most = c.most / c.used
+	if used := min(1, max(c.all.u/c.full, c.all.w)); used > lateUse && (c.all.w == 0 || c.all.w > goodUse) {
+		most = c.all.y / used // nearly, of a node that is at its limit by analysis
 		if most < chance*c.best {
 			c.best = most
 		}
 		most *= stretch
 		c.best += memory * min(0, most-c.best)
+		c.forgetTop(i.Length)
 	}
 	switch {
 	case u > leastUse:
-		c.toward(min(max(c.y/u, c.best), most), weight*load.Gain(i.Length, followSpan))
+		c.toward(min(max(c.work.y/u, c.best), most), weight*load.Gain(i.Length, followSpan))
 		if u > goodUse {
 			c.best = max(c.best, c.best+memory*(c.rate-c.best))
 		}
+	case u < idleUse:
+		// Little is known of an idle node: what it did once is as good as anything.
+		// Otherwise one that stood still for a while would be believed unable for ever.
+		c.toward(max(c.rate, c.top), memory)
 	case c.rate > 0:
-		// Little is known of a node that has most of its time left: what it did once is
-		// as good as anything. Otherwise one that stood still for a while, or has got
-		// more CPU time, would be believed unable for long.
-		c.toward(max(c.rate, c.top, c.y/leastUse), gain)
+		c.toward(max(c.rate, c.best, c.work.y/leastUse), gain) // it can do this much at least
 	}
 	return true
+}
+
+// forgetTop lowers the most that was remembered, as it is contradicted.
+func (c *Capacity) forgetTop(length time.Duration) {
+	c.top += load.Gain(length, topSpan) * min(0, stretch*c.rate-c.top)
+}
+
+// Scale takes that the node has got so many times the CPU time that it had.
+func (c *Capacity) Scale(times float64) {
+	for _, rate := range []*float64{&c.rate, &c.best, &c.top} {
+		*rate *= times
+	}
+	c.work.scale(times)
+	c.all.scale(times)
+	c.full = min(c.full, 1)
 }
 
 func (c *Capacity) toward(rate, gain float64) {

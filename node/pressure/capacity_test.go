@@ -173,3 +173,46 @@ func TestCapacityGarbage(t *testing.T) {
 		}
 	}
 }
+
+// What is known of a node changes with its CPU time: at once, in either direction.
+func TestCapacityScale(t *testing.T) {
+	n := &worker{capacity: 10_000, factor: 1, clip: 9}
+	n.run(20_000, 2*time.Second)
+	n.capacity = 1000
+	n.c.Scale(0.1)
+	near(t, "a tenth", n.c.Rate(), 1000, 0.05)
+	n.run(900, 3*time.Second)
+	near(t, "a tenth, after a while", n.c.Rate(), 1000, 0.1)
+	n.capacity = 5000
+	n.c.Scale(5)
+	near(t, "half", n.c.Rate(), 5000, 0.1)
+	n.run(900, time.Second)
+	near(t, "half, with little to do", n.c.Rate(), 5000, 0.1)
+	n.run(8000, time.Second)
+	near(t, "half, overloaded", n.c.Rate(), 5000, 0.05)
+}
+
+// Something else than analysis that takes the CPU for a while, such as compiling
+// rules, says nothing of what analysis can do. Nor does what a node did once stay true
+// for long while it is contradicted.
+func TestCapacityContradicted(t *testing.T) {
+	var c pressure.Capacity
+	run := func(rate, u, w float64, delay, d time.Duration) {
+		for ; d > 0; d -= tick {
+			c.Add(pressure.Interval{Length: tick, Analysed: uint64(rate * tick.Seconds()), Utilization: u, Workers: w, Delay: delay})
+		}
+	}
+	run(200, 1, 1, 30*time.Millisecond, 2*time.Second)
+	run(100, 0.5, 0.5, 0, 2*time.Second)
+	near(t, "half of it", c.Rate(), 200, 0.05)
+	run(20, 1, 0.1, 0, 2*time.Second)
+	run(100, 0.5, 0.5, 0, time.Second)
+	near(t, "after others have used the CPU", c.Rate(), 200, 0.1)
+
+	run(40, 1, 1, 0, 30*time.Second)
+	near(t, "at its limit for long, and perhaps a quarter more", c.Rate(), 45, 0.12)
+	run(1, 0.01, 0.01, 0, time.Minute)
+	if got := c.Rate(); got > 70 {
+		t.Errorf("when idle then, it is believed able to do %.0f a second, not 40", got)
+	}
+}

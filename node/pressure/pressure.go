@@ -95,6 +95,7 @@ type Meter struct {
 	started  bool
 	level    Level
 	capacity Capacity
+	cpus     float64 // of the last sample that told
 	use      float64 // as Level.Utilization, between the last two samples
 }
 
@@ -113,6 +114,7 @@ func (m *Meter) Add(s Sample) (Level, Fault) {
 	if bad {
 		fault = FaultValue
 	}
+	m.scale(s.CPUs)
 	s.Queue = max(s.Queue, m.level.Wait(s.Queued))
 	m.level.Queue = s.Queue
 	if f := m.rates(s); f != FaultNone {
@@ -121,6 +123,19 @@ func (m *Meter) Add(s Sample) (Level, Fault) {
 	m.level.Kernel, m.level.Lag = m.believed(s)
 	m.level.Delay = max(m.level.Kernel, m.level.Queue, m.level.Lag)
 	return m.level, fault
+}
+
+// scale takes how many CPUs the node may use; 0: not known.
+func (m *Meter) scale(cpus float64) {
+	if cpus == 0 || cpus == m.cpus {
+		return
+	}
+	if m.cpus > 0 {
+		m.capacity.Scale(cpus / m.cpus)
+		m.level.Utilization *= m.cpus / cpus
+		m.level.Capacity = m.capacity.Rate()
+	}
+	m.cpus = cpus
 }
 
 // rates updates what is made of differences of samples.

@@ -17,7 +17,7 @@ import (
 
 // Fixed shares, beside the controls of package overload.
 const (
-	controlCapacity = "capacity" // a fifth more than the node can do, unguarded: what it does is what it can
+	controlCapacity = "capacity" // more than the node can do, however fast the machine is, unguarded: what it does is what it can
 	controlHealthy  = "healthy"  // half of what the node can do: what users feel otherwise
 )
 
@@ -135,7 +135,7 @@ func (w *world) playCell(ctx context.Context, c cell, capacity float64, round in
 }
 
 func (w *world) newControl(c cell) overload.Control {
-	part := map[string]float64{controlCapacity: 1.2, controlHealthy: 0.5}[c.control]
+	part := map[string]float64{controlCapacity: 1.4, controlHealthy: 0.5}[c.control]
 	if part > 0 {
 		s := part / c.scenario.multiple
 		return overload.Fixed(c.scenario.gateways, overload.Shares{Routine: s, Priority: s}, xdsgateway.MirrorMaxRequests)
@@ -156,11 +156,11 @@ func (w *world) roughCapacity(ctx context.Context) (float64, error) {
 		if err != nil {
 			return 0, fmt.Errorf("what the node can do: %w", err)
 		}
-		// It was sent 1.2 times what was thought.
+		// It was sent 1.4 times what was thought.
 		if done := rec.outcome(c.scenario, capacity).analysed; done < 1.1*capacity && done > 0.8*capacity {
 			return done, nil
 		} else {
-			capacity = min(done, 1.2*capacity)
+			capacity = min(done, 1.4*capacity)
 		}
 	}
 	return capacity, nil

@@ -274,7 +274,7 @@ func (r *results) explain(b *strings.Builder) {
 	fmt.Fprintf(b, "\nMethod: what runs is the product, but that the control plane is in the benchmark's process, so that other controls can take the place of the budget. "+
 		"Real Envoys with the plugin, shares by ADS; users are an open loop (Poisson), 5 %% of their requests of a priority class, `GET`, answered with %d bytes of JSON. "+
 		"The node is `periscope node`, a process of its own for each run, in a control group; load reports by ORCA. "+
-		"Capacity is what it analyses unguarded of 1.2 times as much, at the same demand of users'. "+
+		"Capacity is what it analyses unguarded of 1.4 times as much, at the same demand of users'. "+
 		"Demand is half of that, %v long the multiple, and half again. Delays are by the node's trace: how long the oldest exchange that it will analyse has been on its way since its batch was sent, each ms. "+
 		"Goodput: analysed within 100 ms of being sent, of what the node can do. “Below 20 ms”: from the step until the delay is, and is on average for half a second from then on. Waste: made an event by the plugin, and not analysed, by whatever of Envoy's breakers, time-outs, the guard or the node's queue. "+
 		"Priority classes: analysed within 100 ms, of those that were to be mirrored. Variation: of the share, beyond that of demand as counted over %d ms. "+
