@@ -53,8 +53,8 @@ func TestDeployNode(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if text := string(unit); !strings.Contains(text, "\nCPUWeight=20\n") || strings.Contains(text, "\nCPUQuota=") {
-			t.Error("no weight of 20, or a quota")
+		if text := string(unit); !strings.Contains(text, "\nCPUWeight=10\n") || strings.Contains(text, "\nCPUQuota=") {
+			t.Error("no weight of 10, or a quota")
 		}
 		file := filepath.Join(t.TempDir(), "periscope-node.service")
 		mustWrite(t, file, strings.Replace(string(unit), "/usr/local/bin/periscope", program, 1))

@@ -198,8 +198,9 @@ func inOrder(order []string, seen map[string]float64) string {
 	return out
 }
 
-// capacity is what the node analyses in a second, at most. All its work is done while
-// reading: else it would read more than it can analyse.
+// capacity is what the node takes in a second, at most, with all its work done while
+// reading: else it would read more than it can analyse. Analysis, which is nothing
+// then, must not be what is counted: where all want to read, it gets a turn each 400 ms.
 func (d *detection) capacity(ctx context.Context, w work, s *sender) (float64, error) {
 	s.rate.Store(0)
 	if _, err := d.rig.ask(ctx, nodeRequest{Op: opWork, Work: work{Reading: w.Reading + w.Analysis}}); err != nil {
@@ -216,7 +217,7 @@ func (d *detection) capacity(ctx context.Context, w work, s *sender) (float64, e
 	if err := errors.Join(err, err2, <-saturated); err != nil {
 		return 0, err
 	}
-	return float64(after.Analysed-before.Analysed) / elapsed.Seconds(), nil
+	return float64(after.Received-before.Received) / elapsed.Seconds(), nil
 }
 
 // settle waits until nothing has been late for a while.
