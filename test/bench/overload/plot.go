@@ -73,7 +73,11 @@ func (p panel) draw(b *strings.Builder, x, y float64, points []Point) {
 		return
 	}
 	end := points[len(points)-1].T
-	for t := 2.0; t < end; t += 2 {
+	every := 2.0
+	if end > 12 {
+		every = 5
+	}
+	for t := every; t < end; t += every {
 		fmt.Fprintf(b, `<text x="%.1f" y="%.0f" text-anchor="middle" fill="#888">%g s</text>`+"\n", x+t/end*plotWidth, y+plotHeight+12, t)
 	}
 	for i, c := range p.curves {
