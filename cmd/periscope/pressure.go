@@ -104,12 +104,14 @@ func (m *meter) run(ctx context.Context) error {
 		}
 		now := time.Now()
 		was := m.level.Load()
-		if now.Sub(foundAt) >= findEvery {
+		found := now.Sub(foundAt) >= findEvery
+		if found {
 			quota, foundAt = cgroup.Host{}.Quota(), now
 		}
 		// A node that a quota has just cut is late, one that it has given more to
 		// uses more than it knows of.
-		if foundAt == now || now.Sub(lookedAt) >= lookEvery && (was.Delay > urgentDelay || was.Utilization > 1) {
+		changed := was.Delay > urgentDelay || was.Utilization > 1
+		if found || changed && now.Sub(lookedAt) >= lookEvery {
 			cpus, lookedAt = cpusOf(quota()), now
 		}
 		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: cpus, Worked: m.worked(), Workers: m.workers}

@@ -58,6 +58,10 @@ func (p *pace) follow(y, u, w, gain float64) {
 	p.w += gain * (w - p.w)
 }
 
+// use is the part of what there is that was used, of CPU time or of workers' time,
+// whichever is scarcer.
+func (p *pace) use(full float64) float64 { return max(p.u/full, p.w) }
+
 // scale is by how many times the CPU time there is now: what was done would use more
 // or less of it, and can't use more than all.
 func (p *pace) scale(times float64) {
@@ -95,58 +99,72 @@ func (c *Capacity) Add(i Interval) bool {
 	if i.Discarded > 0 {
 		weight = float64(i.Analysed) / float64(i.Analysed+i.Discarded)
 	}
+	most := y + mostDiscard*float64(i.Discarded)/span // whatever it is that discarding takes
 	gain := load.Gain(i.Length, capacitySpan)
 	if c.work == (pace{}) {
 		gain = 1
 	}
 	c.work.follow(y, u, i.Workers, weight*gain)
-	c.all.follow(y+mostDiscard*float64(i.Discarded)/span, u, i.Workers, gain)
+	c.all.follow(most, u, i.Workers, gain)
 	if c.full == 0 {
 		c.full = 1
 	}
-	memory := load.Gain(i.Length, memorySpan)
 	c.full = max(c.full, c.work.u) // nothing uses more than all
 	if late {
-		c.full = max(leastFull, c.full+memory*(u-c.full))
-		if most := y + mostDiscard*float64(i.Discarded)/span; c.rate > most {
-			c.toward(most, gain) // whatever it is that discarding takes
-		}
-		c.toward(y, weight*gain)
-		if c.rate < chance*c.best {
-			c.best = c.rate
-		}
-		// The first that is seen of it counts for more than what was guessed before,
-		// but for a moment's, of which a quota leaves less or more to it than its part.
-		if c.late += i.Length; c.late >= guessSpan {
-			c.seen += weight * span
-			memory = max(memory, span/(c.seen+guessSpan.Seconds()))
-		}
-		c.best += weight * memory * (y - c.best)
-		c.forgetTop(i.Length)
-		return true
+		c.late += i.Length
+		c.whileLate(i.Length, y, most, u, weight, gain)
+	} else {
+		c.late = 0
+		c.inTime(i.Length, weight, gain)
 	}
-	c.late = 0
+	return true
+}
+
+// whileLate takes an interval in which the node was late: it did y exchanges a second,
+// and would have done most at the most without discarding any.
+func (c *Capacity) whileLate(length time.Duration, y, most, u, weight, gain float64) {
+	memory := load.Gain(length, memorySpan)
+	c.full = max(leastFull, c.full+memory*(u-c.full))
+	if c.rate > most {
+		c.toward(most, gain)
+	}
+	c.toward(y, weight*gain)
+	if c.rate < chance*c.best {
+		c.best = c.rate
+	}
+	// The first that is seen of it counts for more than what was guessed before,
+	// but for a moment's, of which a quota leaves less or more to it than its part.
+	if c.late >= guessSpan {
+		c.seen += weight * length.Seconds()
+		memory = max(memory, length.Seconds()/(c.seen+guessSpan.Seconds()))
+	}
+	c.best += weight * memory * (y - c.best)
+	c.forgetTop(length)
+}
+
+// inTime takes an interval in which the node was not late.
+func (c *Capacity) inTime(length time.Duration, weight, gain float64) {
+	memory := load.Gain(length, memorySpan)
 	if c.work.w > 0 { // they wait for work for half of the time that would be left
 		c.full = max(c.full, min(1, c.work.u/(2*c.work.w)))
 	}
-	u = max(c.work.u/c.full, c.work.w)
-	fade := math.Exp(-span / memoryFade.Seconds())
+	fade := math.Exp(-length.Seconds() / memoryFade.Seconds())
 	c.best *= fade
 	c.seen *= fade
 	c.top = max(c.top*fade, c.best)
 	most := math.Inf(1)
-	if used := min(1, max(c.all.u/c.full, c.all.w)); used > lateUse && (c.all.w == 0 || c.all.w > goodUse) {
+	if used := min(1, c.all.use(c.full)); used > lateUse && (c.all.w == 0 || c.all.w > goodUse) {
 		most = c.all.y / used // nearly, of a node that is at its limit by analysis
 		if most < chance*c.best {
 			c.best = most
 		}
 		most *= stretch
 		c.best += memory * min(0, most-c.best)
-		c.forgetTop(i.Length)
+		c.forgetTop(length)
 	}
-	switch {
+	switch u := c.work.use(c.full); {
 	case u > leastUse:
-		c.toward(min(max(c.work.y/u, c.best), most), weight*load.Gain(i.Length, followSpan))
+		c.toward(min(max(c.work.y/u, c.best), most), weight*load.Gain(length, followSpan))
 		if u > goodUse {
 			c.best = max(c.best, c.best+memory*(c.rate-c.best))
 		}
@@ -157,7 +175,6 @@ func (c *Capacity) Add(i Interval) bool {
 	case c.rate > 0:
 		c.toward(max(c.rate, c.best, c.work.y/leastUse), gain) // it can do this much at least
 	}
-	return true
 }
 
 // forgetTop lowers the most that was remembered, as it is contradicted.

@@ -110,10 +110,11 @@ func (r *results) measure(ctx context.Context, progress io.Writer) error {
 					if err != nil {
 						return fmt.Errorf("%v: %w", c, err)
 					}
-					r.costs = append(r.costs, rec.cost())
+					cost := rec.cost()
+					r.costs = append(r.costs, cost)
 					if c.control == controlCapacity {
 						can := rec.outcome(s, capacity).analysed
-						r.capacity[s], r.work[s] = append(r.capacity[s], can), append(r.work[s], can*rec.cost())
+						r.capacity[s], r.work[s] = append(r.capacity[s], can), append(r.work[s], can*cost)
 						continue
 					}
 					records[c] = append(records[c], rec)
