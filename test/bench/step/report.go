@@ -109,7 +109,7 @@ type goal struct {
 	skip  func(scenario) bool
 }
 
-func allGoals() []goal {
+func (r *results) allGoals() []goal {
 	most := func(v float64) func(scenario) float64 { return func(scenario) float64 { return v } }
 	ms := func(v float64) string { return fmt.Sprintf("%.0f ms", v) }
 	two := func(v float64) string { return fmt.Sprintf("%.2f", v) }
@@ -134,6 +134,9 @@ func allGoals() []goal {
 		{name: "variation of the share ≤ 0.05", of: func(o outcome) float64 { return o.varies }, limit: most(0.05), show: two},
 		{name: "quiet gateways' share ≥ 99 %", of: func(o outcome) float64 { return o.quiet }, limit: most(0.99), least: true, show: overload.Percent, skip: func(s scenario) bool { return !s.hot }},
 		{name: "priority classes discarded by the guard: 0", of: func(o outcome) float64 { return float64(o.spoilt) }, limit: most(0), show: number},
+		{name: "users' p99 ≤ that beside a healthy node", of: func(o outcome) float64 { return o.users }, show: func(v float64) string { return fmt.Sprintf("%.1f ms", v) }, limit: func(s scenario) float64 {
+			return median(r.cells[cell{s, controlHealthy, true}], func(o outcome) float64 { return o.users })
+		}},
 		{name: "users' errors: 0", of: func(o outcome) float64 { return float64(o.errors) }, limit: most(0), show: number},
 	}
 }
@@ -174,7 +177,7 @@ func (r *results) goals(b *strings.Builder) {
 		fmt.Fprintf(b, " %v |", s)
 	}
 	b.WriteString("\n|---|" + strings.Repeat("---|", len(columns)) + "\n")
-	for _, g := range allGoals() {
+	for _, g := range r.allGoals() {
 		fmt.Fprintf(b, "| %s |", g.name)
 		for _, s := range columns {
 			if g.skip != nil && g.skip(s) {
@@ -273,7 +276,7 @@ func (r *results) explain(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "\nMethod: what runs is the product, but that the control plane is in the benchmark's process, so that other controls can take the place of the budget. "+
 		"Real Envoys with the plugin, shares by ADS; users are an open loop (Poisson), 5 %% of their requests of a priority class, `GET`, answered with %d bytes of JSON. "+
-		"The node is `periscope node`, a process of its own for each run, in a control group; load reports by ORCA. "+
+		"The node is `periscope node`, a process of its own for each run, in a control group of CPU weight %d, as in deploy/; load reports by ORCA. "+
 		"Capacity is what it analyses unguarded of 1.4 times as much, at the same demand of users'. "+
 		"Demand is half of that, %v long the multiple, and half again. Delays are by the node's trace: how long the oldest exchange that it will analyse has been on its way since its batch was sent, each ms. "+
 		"Goodput: analysed within 100 ms of being sent, of what the node can do. “Below 20 ms”: from the step until the delay is, and is on average for half a second from then on. Waste: made an event by the plugin, and not analysed, by whatever of Envoy's breakers, time-outs, the guard or the node's queue. "+
@@ -281,5 +284,5 @@ func (r *results) explain(b *strings.Builder) {
 		"A request of a breaker's is a batch of up to 48 exchanges; AIMD and the budget have the product's breaker of 64. All but the budget have priority classes capped at 30 %% of the capacity beforehand. "+
 		"The budget, the capacity and the healthy node are medians of %d rounds, the others of %d. "+
 		"From a decision to the first batch made under it: %.0f ms (median). During steps at least %.0f %% of the machine's CPU time were idle.\n",
-		answerBytes, r.options.step, followedMS, r.options.rounds, r.options.others, middle(effects), 100*slices.Min(append(idle, 1)))
+		answerBytes, cpuWeight, r.options.step, followedMS, r.options.rounds, r.options.others, middle(effects), 100*slices.Min(append(idle, 1)))
 }

@@ -37,6 +37,9 @@ const answerBytes = 64
 // conns are kept open to each gateway, for either kind of request.
 const conns = 24
 
+// cpuWeight of the node's control group, where others have 100.
+const cpuWeight = 10
+
 // world is what all runs have in common:
 //
 //	load.Client ×2n ─► Envoy ×n ─► sink.Backend
@@ -94,9 +97,8 @@ func within(ctx context.Context, o options, gateways int, f func(context.Context
 		return fmt.Errorf("%w: run as root", err)
 	}
 	defer func() { err = errors.Join(err, w.group.Remove()) }()
-	// Within its quota the node goes first: what else the machine does is not to be
-	// taken for a lack of capacity.
-	if err := w.group.Weight(1000); err != nil {
+	// As deploy/ has it: users go first.
+	if err := w.group.Weight(cpuWeight); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
