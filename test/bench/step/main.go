@@ -54,7 +54,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.StringVar(&o.periscope, "periscope", "bin/periscope", "periscope `binary`")
 	fs.IntVar(&o.rounds, "rounds", 3, "rounds in which the budget, the node's capacity and a healthy node are measured; figures are medians")
 	fs.IntVar(&o.others, "others", 1, "rounds in which the other controls are measured too")
-	fs.Float64Var(&o.quota, "quota", 0.6, "`part` of a CPU that the node has")
+	// With more, users' requests at ×10 fill a machine of two CPUs.
+	fs.Float64Var(&o.quota, "quota", 0.5, "`part` of a CPU that the node has")
 	fs.DurationVar(&o.step, "step", 15*time.Second, "`length` of the step; before and after it there are 5 s at most")
 	only := fs.String("only", "", "`regexp` that the names of what is run match, \"×10, 4 gateways, **budget**, guard\"; default: all")
 	fs.StringVar(&o.log, "log", "", "`file` for what controls knew and decided, JSON lines")
