@@ -120,6 +120,7 @@ func (r *results) allGoals() []goal {
 		}
 		return fmt.Sprintf("%.2f s", v)
 	}
+	users := func(o outcome) float64 { return o.users }
 	return []goal{
 		{name: "delay, p99 < 250 ms", of: func(o outcome) float64 { return o.p99 }, limit: most(250), show: ms},
 		{name: "delay below 20 ms within 0.5 s", of: func(o outcome) float64 { return o.settled }, limit: most(0.5), show: s},
@@ -134,8 +135,8 @@ func (r *results) allGoals() []goal {
 		{name: "variation of the share ≤ 0.05", of: func(o outcome) float64 { return o.varies }, limit: most(0.05), show: two},
 		{name: "quiet gateways' share ≥ 99 %", of: func(o outcome) float64 { return o.quiet }, limit: most(0.99), least: true, show: overload.Percent, skip: func(s scenario) bool { return !s.hot }},
 		{name: "priority classes discarded by the guard: 0", of: func(o outcome) float64 { return float64(o.spoilt) }, limit: most(0), show: number},
-		{name: "users' p99 ≤ that beside a healthy node", of: func(o outcome) float64 { return o.users }, show: func(v float64) string { return fmt.Sprintf("%.1f ms", v) }, limit: func(s scenario) float64 {
-			return median(r.cells[cell{s, controlHealthy, true}], func(o outcome) float64 { return o.users })
+		{name: "users' p99 ≤ that beside a healthy node", of: users, show: func(v float64) string { return fmt.Sprintf("%.1f ms", v) }, limit: func(s scenario) float64 {
+			return median(r.cells[cell{s, controlHealthy, true}], users)
 		}},
 		{name: "users' errors: 0", of: func(o outcome) float64 { return float64(o.errors) }, limit: most(0), show: number},
 	}
