@@ -27,6 +27,7 @@ type machines map[string]*source
 func (m machines) fill(pods []Pod) {
 	known := map[ServiceRef]string{}
 	for _, s := range m {
+		s.whole = s.synced() // asked first: what comes now may be missed below
 		for _, o := range s.informer.GetStore().List() {
 			if p, ok := o.(*corev1.Pod); ok && p.Spec.NodeName != "" {
 				known[ServiceRef{p.Namespace, p.Name}] = p.Spec.NodeName
@@ -39,7 +40,7 @@ func (m machines) fill(pods []Pod) {
 }
 
 // adjustMachines watches the pods of these gateways, and no others any more. It
-// tells whether all of them are known.
+// tells whether all of them were known when fill was last called.
 func (s *sources) adjustMachines(ctx context.Context, gateways []mirror.Gateway) bool {
 	wanted := podSelectors(gateways)
 	var excess error
@@ -63,7 +64,7 @@ func (s *sources) adjustMachines(ctx context.Context, gateways []mirror.Gateway)
 			}
 			s.machines[selector] = m
 		}
-		all = all && m.synced()
+		all = all && m.whole
 	}
 	return all
 }

@@ -74,6 +74,7 @@ type kind struct {
 type source struct {
 	informer cache.SharedIndexInformer
 	synced   func() bool
+	whole    bool // of machines: it was synced before fill read it
 	cancel   context.CancelFunc
 	done     sync.WaitGroup
 }

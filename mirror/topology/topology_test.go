@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/discovery"
+	coreinformers "k8s.io/client-go/informers/core/v1"
 	kubefake "k8s.io/client-go/kubernetes/fake"
 	metadatafake "k8s.io/client-go/metadata/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -308,6 +309,31 @@ func TestMachines(t *testing.T) {
 		t.Fatal(err)
 	}
 	await("a pod's machine", is("ingress/gw[gw-0 gw-1]@host-a@host-b", "shop/web[web-0]@host-a"))
+}
+
+// What comes once machines have been read was not read: it doesn't make them known.
+func TestMachinesThatComeLate(t *testing.T) {
+	a := newAPI(t)
+	s := a.watcher(t, nil).newSources()
+	pods := coreinformers.NewPodInformer(a, metav1.NamespaceAll, 0, nil)
+	synced := false
+	s.machines["app=gw"] = &source{informer: pods, synced: func() bool { return synced }}
+	gateways := []mirror.Gateway{{Selector: set{"app": "gw"}}}
+	read := []Pod{{Namespace: "ingress", Name: "gw-0"}}
+
+	s.machines.fill(read)
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ingress", Name: "gw-0"}, Spec: corev1.PodSpec{NodeName: "host-a"}}
+	if err := pods.GetStore().Add(p); err != nil {
+		t.Fatal(err)
+	}
+	synced = true
+	if s.adjustMachines(t.Context(), gateways) || read[0].Machine != "" {
+		t.Errorf("known before they were read: %+v", read)
+	}
+	s.machines.fill(read)
+	if !s.adjustMachines(t.Context(), gateways) || read[0].Machine != "host-a" {
+		t.Errorf("not known though they were read: %+v", read)
+	}
 }
 
 func TestPodSelectors(t *testing.T) {
