@@ -212,7 +212,13 @@ func (h *loadHistory) load() console.Load {
 // shares puts in those of the newest sample, with their past.
 func (h *loadHistory) shares(out *console.Load) {
 	type key struct{ policy, gateway string }
-	shown, more := chooseLevels(h.samples[len(h.samples)-1].shares)
+	newest := h.samples[len(h.samples)-1].shares
+	for _, l := range newest {
+		if l.gateway == "" {
+			out.Policies.Add(l.show())
+		}
+	}
+	shown, more := chooseLevels(newest)
 	out.MoreShares = more
 	series := map[key]console.Series{}
 	for _, l := range shown {
@@ -221,7 +227,9 @@ func (h *loadHistory) shares(out *console.Load) {
 			past[i] = math.NaN()
 		}
 		series[key{l.policy, l.gateway}] = past
-		out.Shares = append(out.Shares, console.LoadShare{Policy: l.policy, Gateway: l.gateway, Ceiling: l.ceiling, Least: l.least, Most: l.most, Demand: l.demand, LeftOut: 100 - l.classes, Percent: past})
+		share := l.show()
+		share.Percent = past
+		out.Shares = append(out.Shares, share)
 	}
 	for i := range h.samples {
 		for _, l := range h.samples[i].shares {
@@ -246,8 +254,11 @@ func (h *loadHistory) nodes(out *console.Load) {
 			node.Node, node.Kernel, node.Queue, node.Lag = r.Node, r.Kernel.Seconds(), r.Queue.Seconds(), r.Lag.Seconds()
 			node.Utilization, node.Capacity, node.Rate = r.Utilization, r.Capacity, r.Rate
 		}
-		if n.State == orca.StateStale {
+		switch n.State {
+		case orca.StateStale:
 			silent++
+		case orca.StateReporting:
+			out.Reporting++
 		}
 		out.Nodes = append(out.Nodes, node)
 	}
@@ -299,6 +310,11 @@ type shareLevel struct {
 	demand                        float64 // exchanges a second
 	classes                       float64 // the share of classes, the lowest
 	hidden                        int     // gateways that differ and do not follow
+}
+
+// show gives it to the console, without its past.
+func (l *shareLevel) show() console.LoadShare {
+	return console.LoadShare{Policy: l.policy, Gateway: l.gateway, Ceiling: l.ceiling, Least: l.least, Most: l.most, Demand: l.demand, LeftOut: 100 - l.classes}
 }
 
 // shareLevels reads the shares from the plan, where they are as gateways are told,

@@ -263,7 +263,7 @@ func TestLoadHistory(t *testing.T) {
 	if want := `{"demand":[10,11,null,null,12],"guard":[3,null,null,null,null],"new":[null,null,null,null,7],"p":[100,50,null,null,25]}`; string(text) != want || err != nil {
 		t.Errorf("%s, want %s", text, want)
 	}
-	if len(l.Shares) != 2 || l.Shares[0].Policy != "p" || !l.At.Equal(at(4.01)) {
+	if len(l.Shares) != 2 || l.Shares[0].Policy != "p" || l.Policies != (console.LoadCounts{Total: 2, Lowered: 2, Classes: 2}) || !l.At.Equal(at(4.01)) {
 		t.Errorf("%+v", l.Shares)
 	}
 	h.add(loadSample{at: at(100_000), demand: 13})

@@ -36,21 +36,22 @@ type sharing struct {
 	mu         sync.Mutex
 	controller *share.Controller
 	effects    *effects
-	wanted     bool // some node has been late, or gateways go by shares already: before that, nobody knows what nodes can do
+	faults     map[share.Fault]uint64 // as the metric has them
+	wanted     bool                   // some node has been late, or gateways go by shares already: before that, nobody knows what nodes can do
 
 	due      map[string]*mirror.Shares // of istiods' gateways, not pushed yet; of run alone
 	istiodAt time.Time
 }
 
 type shareMetrics struct {
-	pushes                          *prometheus.CounterVec
+	pushes, faults                  *prometheus.CounterVec
 	demand, budget, capacity, delay prometheus.Gauge
 }
 
 func newSharing(c *control) *sharing {
 	s := &sharing{
 		control: c, wake: make(chan struct{}, 1), controller: share.New(share.Config{}),
-		effects: newEffects(), due: map[string]*mirror.Shares{},
+		effects: newEffects(), faults: map[share.Fault]uint64{}, due: map[string]*mirror.Shares{},
 	}
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "periscope_share_" + name, Help: help})
@@ -58,6 +59,8 @@ func newSharing(c *control) *sharing {
 	s.metrics = shareMetrics{
 		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "periscope_share_pushes_total",
 			Help: "Shares of a gateway handed on, by carrier: ads (gateways that we serve), istiod."}, []string{"carrier"}),
+		faults: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "periscope_share_faults_total",
+			Help: "What is wrong with load reports: full (more than load control has room for: the rest keeps its share), name, policy (not known here), epoch (a node restarted, or two have one name), uptime, clock, counter, demand (a gateway sends more than it counts)."}, []string{"fault"}),
 		demand:   gauge("demand_exchanges", "Routine exchanges a second that policies want, at all gateways."),
 		budget:   gauge("budget_exchanges", "Routine exchanges a second that gateways may mirror."),
 		capacity: gauge("capacity_exchanges", "Exchanges a second that nodes can analyse; 0: not known yet."),
@@ -66,7 +69,10 @@ func newSharing(c *control) *sharing {
 	for _, carrier := range []string{"ads", "istiod"} {
 		s.metrics.pushes.WithLabelValues(carrier)
 	}
-	c.registry.MustRegister(s.metrics.pushes, s.metrics.demand, s.metrics.budget, s.metrics.capacity, s.metrics.delay)
+	for _, fault := range share.Faults() {
+		s.metrics.faults.WithLabelValues(string(fault))
+	}
+	c.registry.MustRegister(s.metrics.pushes, s.metrics.faults, s.metrics.demand, s.metrics.budget, s.metrics.capacity, s.metrics.delay)
 	return s
 }
 
@@ -146,10 +152,20 @@ func (s *sharing) run(ctx context.Context) error {
 		d := s.controller.Decide(now)
 		s.wanted = s.wanted || d.Ready && d.Totals.Delay > urgentDelay
 		wanted := s.wanted
+		s.countFaults()
 		s.mu.Unlock()
 		s.show(d)
 		s.push(d, wanted, now)
 		timer.Reset(time.Until(d.NextTick))
+	}
+}
+
+// countFaults puts new ones into the metric. Under s.mu.
+func (s *sharing) countFaults() {
+	for _, fault := range share.Faults() {
+		n := s.controller.Faults(fault)
+		s.metrics.faults.WithLabelValues(string(fault)).Add(float64(n - s.faults[fault]))
+		s.faults[fault] = n
 	}
 }
 
@@ -284,7 +300,7 @@ func (s *sharing) totals() (*shareTotals, map[string]*nodeBudget) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	state := s.controller.State(time.Now())
+	state := s.controller.Summary(time.Now())
 	nodes := map[string]*nodeBudget{}
 	for _, n := range state.Nodes {
 		nodes[n.Name] = &nodeBudget{Counts: n.Counts, Capacity: n.Capacity, Demand: n.Demand, Priority: n.Priority, Drain: n.Drain, Budget: n.Budget, Bound: n.Bound}

@@ -8,7 +8,7 @@
 // reaches one replica later, or not at all, makes a small one that does not grow.
 //
 // It never compares clocks of two machines: rates are by nodes' own monotonic time.
-// It believes no gateway's counters to another's cost. Everything is bounded: 100
+// It believes no gateway's counters to another's cost. Everything is bounded: 10,000
 // policies, 1,000 nodes, 10,000 gateways, 100,000 pairs of gateway and policy,
 // 200,000 series of workers'; what is beyond is left out and counted.
 //
@@ -29,7 +29,7 @@ import (
 const Everything = 1_000_000
 
 const (
-	maxPolicies    = 100
+	maxPolicies    = 10_000
 	maxNodes       = 1000
 	maxGateways    = 10_000
 	maxLeaves      = 100_000
@@ -110,6 +110,11 @@ const (
 	FaultCounter Fault = "counter" // counters went back, jumped or contradict each other
 	FaultDemand  Fault = "demand"  // a gateway sends more than it counts
 )
+
+// Faults are all of them.
+func Faults() []Fault {
+	return []Fault{FaultFull, FaultName, FaultPolicy, FaultEpoch, FaultUptime, FaultClock, FaultCounter, FaultDemand}
+}
 
 type policy struct {
 	Policy

@@ -570,11 +570,11 @@ func TestConfigure(t *testing.T) {
 	if a.ppm != 100_000 {
 		t.Errorf("%d ppm, above a new ceiling", a.ppm)
 	}
-	c = policies(300)
+	c = policies(10_100)
 	c.Policies = append(c.Policies, c.Policies[0])
 	w.c.Configure(c)
 	w.run(tick)
-	if n := len(w.last.Defaults); n != 100 {
+	if n := len(w.last.Defaults); n != 10_000 {
 		t.Errorf("%d policies", n)
 	}
 }

@@ -56,16 +56,32 @@ type ShareState struct {
 	Node  string             `json:"node,omitempty"` // by whose budget it is bound; empty: by that of all, if at all
 }
 
-// State shows everything.
-func (c *Controller) State(now time.Time) State {
+// Summary shows everything but shares.
+func (c *Controller) Summary(now time.Time) State {
 	at := c.since(now)
-	s := State{At: now, Ready: c.warm, Totals: c.shown.Totals, Defaults: c.shown.Defaults, Faults: maps.Clone(c.faults), Workers: c.workers}
-	bound, parts := map[*pool]int{}, map[*leaf]map[string]float64{}
+	s := State{At: now, Ready: c.warm, Totals: c.shown.Totals, Faults: maps.Clone(c.faults), Workers: c.workers}
+	bound := map[*pool]int{}
 	for _, l := range c.sorted {
 		if l.by != nil && l.isBound() {
 			bound[l.by]++
 		}
 	}
+	for _, n := range c.byName {
+		r := &n.report
+		s.Nodes = append(s.Nodes, NodeState{
+			Name: n.name, Age: at - n.at, Counts: n.presence(at), Kernel: r.Kernel, Queue: r.Queue, Lag: r.Lag,
+			Utilization: r.Utilization, Rate: n.rate, Capacity: n.told, Sockets: r.Sockets.Backend,
+			Demand: n.demand, Priority: n.priority, Drain: n.drain, Budget: n.budget(), Bound: bound[&n.pool],
+		})
+	}
+	return s
+}
+
+// State shows everything.
+func (c *Controller) State(now time.Time) State {
+	s := c.Summary(now)
+	s.Defaults = c.shown.Defaults
+	parts := map[*leaf]map[string]float64{}
 	for _, n := range c.byName {
 		for _, k := range n.parts {
 			if parts[k.leaf] == nil {
@@ -75,12 +91,6 @@ func (c *Controller) State(now time.Time) State {
 				parts[k.leaf][n.name] = math.Round(100*k.of) / 100
 			}
 		}
-		r := &n.report
-		s.Nodes = append(s.Nodes, NodeState{
-			Name: n.name, Age: at - n.at, Counts: n.presence(at), Kernel: r.Kernel, Queue: r.Queue, Lag: r.Lag,
-			Utilization: r.Utilization, Rate: n.rate, Capacity: n.told, Sockets: r.Sockets.Backend,
-			Demand: n.demand, Priority: n.priority, Drain: n.drain, Budget: n.budget(), Bound: bound[&n.pool],
-		})
 	}
 	i := 0
 	for share := range c.Shares(now) {
@@ -111,6 +121,9 @@ func (c *Controller) Shares(now time.Time) iter.Seq[ShareState] {
 		}
 	}
 }
+
+// Faults is how often a fault was met, since the start.
+func (c *Controller) Faults(of Fault) uint64 { return c.faults[of] }
 
 // Totals are what the last decision was made of, and whether enough was heard for
 // it.

@@ -32,11 +32,31 @@ type Load struct {
 	Kernel      Series      `json:"kernelDelaySeconds" doc:"Age of the oldest bytes in a node's sockets: the worst node's, at its highest since the value before, as are the next two."`
 	Queue       Series      `json:"queueDelaySeconds" doc:"How long exchanges wait between reading and analysis."`
 	Lag         Series      `json:"lagDelaySeconds" doc:"From a batch's sending to its reading, beyond the least seen of late."`
+	Policies    LoadCounts  `json:"policies" doc:"All that mirror, shown or not."`
 	Shares      []LoadShare `json:"shares" nullable:"false" doc:"The mirrored share by policy, most wanted first; each followed by its gateways where they differ."`
 	MoreShares  int         `json:"moreShares" doc:"Policies and gateways left out of shares."`
 	NotAnalysed []LoadLoss  `json:"notAnalysed" nullable:"false" doc:"Exchanges that were not analysed, by reason."`
 	Nodes       []LoadNode  `json:"nodes" nullable:"false" doc:"Nodes, the latest first."`
 	MoreNodes   int         `json:"moreNodes" doc:"Nodes left out of nodes."`
+	Reporting   int         `json:"reportingNodes" doc:"Nodes that report, shown or not."`
+}
+
+// LoadCounts counts policies.
+type LoadCounts struct {
+	Total   int `json:"total"`
+	Lowered int `json:"lowered" doc:"Those of which a gateway mirrors less than the policy asks for."`
+	Classes int `json:"classesLeftOut" doc:"Those of which a gateway leaves out exchanges of classes that sampling spares."`
+}
+
+// Add counts a policy.
+func (c *LoadCounts) Add(s LoadShare) {
+	c.Total++
+	if s.Lowered() {
+		c.Lowered++
+	}
+	if s.LeftOut > 0 {
+		c.Classes++
+	}
 }
 
 // LoadShare is the mirrored share of a policy, or of a policy at one gateway.

@@ -113,7 +113,7 @@ func busy(now time.Time) Load {
 	l := Load{At: now, StepSeconds: 1, Notes: []string{"Of a node nothing is heard: what gateways send to it counts as lost on the way."},
 		Demand: gap(demand), Capacity: gap(func(i int) float64 { return 1150 + 40*math.Sin(float64(i)/40) }),
 		Analysed: gap(func(i int) float64 { return min(demand(i)*share(i)/100, 1100) }),
-		Kernel:   late(0.4), Queue: late(1), Lag: late(0.6), MoreShares: 12, MoreNodes: 1}
+		Kernel:   late(0.4), Queue: late(1), Lag: late(0.6), MoreShares: 12, MoreNodes: 1, Reporting: 3, Policies: LoadCounts{Total: 9, Lowered: 3}}
 	public := gap(share)
 	l.Shares = []LoadShare{
 		{Policy: "istio-ingress/public-api", Ceiling: 100, Least: 12.5, Most: 100, Demand: 412.4, Percent: public},
@@ -237,21 +237,16 @@ func TestLoadPageIsClean(t *testing.T) {
 
 func TestHeadline(t *testing.T) {
 	node := func(state string) LoadNode { return LoadNode{State: state} }
-	shares := func(least ...float64) (out []LoadShare) {
-		for _, v := range least {
-			out = append(out, LoadShare{Ceiling: 50, Least: v}, LoadShare{Ceiling: 50, Least: v, Gateway: "g"})
-		}
-		return out
-	}
+	policies := func(total, lowered int) LoadCounts { return LoadCounts{Total: total, Lowered: lowered} }
 	for want, l := range map[string]Load{
 		"No policy mirrors anything. No node is known.":                                                                                                          {},
-		"Gateways mirror all that policies ask for. Analysis is on time.":                                                                                        {Shares: shares(50, 50), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.019}},
-		"Load control has lowered the policy's share. Analysis is 120 ms late.":                                                                                  {Shares: shares(49), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.12}, Lag: Series{math.NaN()}},
-		"Load control has lowered the share of 1 of 2 policies. No node reports.":                                                                                {Shares: shares(50, 1), Nodes: []LoadNode{node("stale"), node("connecting")}},
-		"Gateways mirror all that policies ask for. Analysis is on time. 2 nodes do not report.":                                                                 {Kernel: Series{0}, Shares: shares(50), Nodes: []LoadNode{node("reporting"), node("stale"), node("connecting")}},
-		"Gateways mirror all that policies ask for. How late analysis is, no node has told of late.":                                                             {Shares: shares(50), Nodes: []LoadNode{node("reporting")}, Queue: Series{0.1, math.NaN()}},
-		"Load control has lowered the share of 2 of 2 policies. Analysis is on time. 1 node does not report.":                                                    {Lag: Series{0}, Shares: shares(1, 1), Nodes: []LoadNode{node("reporting"), node("stale")}},
-		"Load control has lowered the policy's share. Even exchanges of classes that sampling spares are left out in part: they are too many. No node is known.": {Shares: []LoadShare{{Ceiling: 50, Least: 1, LeftOut: 60}}},
+		"Gateways mirror all that policies ask for. Analysis is on time.":                                                                                        {Policies: policies(2, 0), Reporting: 1, Nodes: []LoadNode{node("reporting")}, Queue: Series{0.019}},
+		"Load control has lowered the policy's share. Analysis is 120 ms late.":                                                                                  {Policies: policies(1, 1), Reporting: 1, Nodes: []LoadNode{node("reporting")}, Queue: Series{0.12}, Lag: Series{math.NaN()}},
+		"Load control has lowered the share of 1 of 2 policies. No node reports.":                                                                                {Policies: policies(2, 1), Nodes: []LoadNode{node("stale"), node("connecting")}},
+		"Gateways mirror all that policies ask for. Analysis is on time. 2 nodes do not report.":                                                                 {Kernel: Series{0}, Policies: policies(1, 0), Reporting: 1, Nodes: []LoadNode{node("reporting"), node("stale"), node("connecting")}},
+		"Gateways mirror all that policies ask for. How late analysis is, no node has told of late.":                                                             {Policies: policies(1, 0), Reporting: 1, Nodes: []LoadNode{node("reporting")}, Queue: Series{0.1, math.NaN()}},
+		"Load control has lowered the share of 2 of 200 policies. Analysis is on time. 1 node does not report.":                                                  {Lag: Series{0}, Policies: policies(200, 2), Reporting: 60, MoreNodes: 60, Nodes: []LoadNode{node("stale")}},
+		"Load control has lowered the policy's share. Even exchanges of classes that sampling spares are left out in part: they are too many. No node is known.": {Policies: LoadCounts{Total: 1, Lowered: 1, Classes: 1}},
 	} {
 		if got := strings.Join(headline(&l), " "); got != want {
 			t.Errorf("%q, want %q", got, want)
@@ -330,7 +325,7 @@ func TestLoadJourney(t *testing.T) {
 	looks("quiet")
 
 	control.set(busy(time.Now()), nil)
-	b.Eventually(t, "what is drawn follows", `document.querySelectorAll(".plots path.line[d^=M]").length >= 6 && document.querySelector(".headline").textContent.includes("lowered the share of 1 of 3")`)
+	b.Eventually(t, "what is drawn follows", `document.querySelectorAll(".plots path.line[d^=M]").length >= 6 && document.querySelector(".headline").textContent.includes("lowered the share of 3 of 9")`)
 	b.Eventually(t, "gateways that differ are shown", `document.querySelectorAll("tr.sub").length === 3 && document.querySelector("tr.sub").textContent.includes("public-5d9c7f6b8-x2x9z")`)
 	b.Eventually(t, "lines are broken where nothing is known", `(document.querySelector(".plots path.line.solid").getAttribute("d").match(/M/g) || []).length === 2`)
 	b.Eventually(t, "lines differ in more than their colour", `new Set([...document.querySelectorAll(".legend .line")].map(p => getComputedStyle(p).strokeDasharray + getComputedStyle(p).strokeWidth)).size >= 4`)

@@ -115,40 +115,25 @@ func (c *console) loadPage(s loadState) loadPage {
 // headline says how things stand, in words.
 func headline(l *Load) []string {
 	var out []string
-	reporting := 0
-	for _, n := range l.Nodes {
-		if n.State == "reporting" {
-			reporting++
-		}
-	}
-	lowered, policies, classes := 0, 0, false
-	for i := range l.Shares {
-		if s := &l.Shares[i]; s.Gateway == "" {
-			policies++
-			if s.lowered() {
-				lowered++
-			}
-			classes = classes || s.LeftOut > 0
-		}
-	}
+	p, nodes := l.Policies, len(l.Nodes)+l.MoreNodes
 	switch {
-	case policies == 0:
+	case p.Total == 0:
 		out = append(out, "No policy mirrors anything.")
-	case lowered == 0:
+	case p.Lowered == 0:
 		out = append(out, "Gateways mirror all that policies ask for.")
-	case policies == 1:
+	case p.Total == 1:
 		out = append(out, "Load control has lowered the policy's share.")
 	default:
-		out = append(out, fmt.Sprintf("Load control has lowered the share of %d of %d policies.", lowered, policies))
+		out = append(out, fmt.Sprintf("Load control has lowered the share of %d of %d policies.", p.Lowered, p.Total))
 	}
-	if classes {
+	if p.Classes > 0 {
 		out = append(out, "Even exchanges of classes that sampling spares are left out in part: they are too many.")
 	}
 	worst := Series{l.Kernel.now(), l.Queue.now(), l.Lag.now()}.most()
 	switch {
-	case len(l.Nodes) == 0:
+	case nodes == 0:
 		out = append(out, "No node is known.")
-	case reporting == 0:
+	case l.Reporting == 0:
 		out = append(out, "No node reports.")
 	case worst >= lateDelay:
 		out = append(out, "Analysis is "+delay(worst)+" late.")
@@ -157,18 +142,18 @@ func headline(l *Load) []string {
 	default:
 		out = append(out, "Analysis is on time.")
 	}
-	if missing := len(l.Nodes) - reporting; missing > 0 && reporting > 0 {
+	if missing := nodes - l.Reporting; missing > 0 && l.Reporting > 0 {
 		out = append(out, plural(int64(missing), "node does", "nodes do")+" not report.")
 	}
 	return out
 }
 
-// lowered tells whether less is mirrored than the policy asks for.
-func (s *LoadShare) lowered() bool { return s.Least < s.Ceiling*0.999 }
+// Lowered tells whether a gateway mirrors less than the policy asks for.
+func (s *LoadShare) Lowered() bool { return s.Least < s.Ceiling*0.999 }
 
 func newShareRow(s *LoadShare) shareRow {
 	row := shareRow{Policy: plain(s.Policy, 160), Gateway: plain(s.Gateway, 160), Now: known(s.Percent.now(), percent),
-		Ceiling: percent(s.Ceiling), Demand: rate(s.Demand), Lowered: s.lowered()}
+		Ceiling: percent(s.Ceiling), Demand: rate(s.Demand), Lowered: s.Lowered()}
 	least, most := percent(s.Least), percent(s.Most)
 	if least != most {
 		row.Range = least + " to " + most

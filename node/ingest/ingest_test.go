@@ -426,11 +426,16 @@ func TestDemands(t *testing.T) {
 		t.Errorf("%d demands are told", len(got))
 	}
 	now = now.Add(time.Second)
-	for i := range 4096 - workers + 10 {
+	for i := range 4096 {
 		send(event.Header{VM: fmt.Sprint("more", i), Seq: 1})
 	}
-	if got := r.handler.Demands(start); len(got) > load.MaxDemands-4-5*30 {
-		t.Errorf("%d demands are told once their workers are forgotten", len(got))
+	if got := r.handler.Demands(start); len(got) != load.MaxDemands { // nobody is silent: who comes last finds no room
+		t.Errorf("%d demands are told while their workers are at work", len(got))
+	}
+	now = now.Add(20 * time.Second)
+	send(event.Header{VM: "more4095", Seq: 2, Policy: "ns/a", Eligible: 9})
+	if got := r.handler.Demands(start); len(got) != 1 || got[0].VM != "more4095" {
+		t.Errorf("%d demands are told once their workers are silent and others come", len(got))
 	}
 }
 

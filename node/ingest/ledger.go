@@ -16,13 +16,16 @@ import (
 )
 
 const (
-	maxVMs    = 4096            // gateway workers whose counters are followed
+	maxVMs    = 4096            // gateway workers whose counters are followed; of more, batches count without theirs
 	maxBuilds = 4096            // builds of the plugin, each at each gateway
 	maxDemand = load.MaxDemands // policies, each at each worker
 	// demandFor is how long the demand at a worker that is silent is told: it has
 	// no requests then, or is gone.
 	demandFor = 5 * time.Minute
-	vmMemory  = 30 * time.Minute // then a silent one is forgotten, if there is need
+	// vmSilence is how long a worker is silent for that makes room for another: one
+	// that has requests sends a batch each ten seconds at least.
+	vmSilence   = 15 * time.Second
+	buildMemory = 30 * time.Minute // then a silent build is forgotten, if there is need
 	// shareSilence is the longest time between two batches of a worker of which the
 	// second tells when new shares took effect.
 	shareSilence = 250 * time.Millisecond
@@ -55,6 +58,7 @@ type ledger struct {
 	builds map[buildKey]*GatewayCount
 	demand []*demand // sorted
 	purged time.Time // when room was last made in demand
+	swept  time.Time // and in vms
 }
 
 // demand is one policy's at one worker.
@@ -112,7 +116,7 @@ func newLedger(reg prometheus.Registerer) *ledger {
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "periscope_gateway_batches_total", Help: "Batches that gateways sent here, by their numbers: more than were received means loss on the way."}),
 		untracked: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "periscope_gateway_untracked_batches_total", Help: "Gateway workers that are no longer followed, for want of room: the ones that were silent for longest."}),
+			Name: "periscope_gateway_untracked_batches_total", Help: "Batches of gateway workers whose counters are not followed, for want of room: 4,096 others are at work."}),
 		untold: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "periscope_gateway_untold_demand_batches_total", Help: "Batches whose policy's demand load reports leave out, for want of room."}),
 	}
@@ -134,12 +138,9 @@ func (l *ledger) observe(gateway string, b *event.Batch, now time.Time) {
 	key := vmKey{gateway, h.VM}
 	vm := l.vms[key]
 	if vm == nil {
-		if len(l.vms) >= maxVMs {
-			l.forget(now)
-		}
-		if len(l.vms) >= maxVMs {
+		if len(l.vms) >= maxVMs && !l.sweep(now) {
 			l.untracked.Inc()
-			l.dropOldest()
+			return
 		}
 		vm = &vmState{counters: map[string]uint64{}}
 		if h.Seq > 1 {
@@ -262,7 +263,7 @@ func (l *ledger) build(gateway, plugin string, now time.Time) *GatewayCount {
 	b := l.builds[buildKey{gateway, plugin}]
 	if b == nil {
 		if len(l.builds) >= maxBuilds {
-			maps.DeleteFunc(l.builds, func(_ buildKey, b *GatewayCount) bool { return now.Sub(b.Last) > vmMemory })
+			maps.DeleteFunc(l.builds, func(_ buildKey, b *GatewayCount) bool { return now.Sub(b.Last) > buildMemory })
 		}
 		b = &GatewayCount{Gateway: strings.Clone(gateway), Plugin: strings.Clone(plugin)}
 		if len(l.builds) < maxBuilds {
@@ -297,21 +298,15 @@ func (v *vmState) advance(name string, counters map[string]uint64) uint64 {
 	return min(now-before, maxGrowth)
 }
 
-// dropOldest makes room for one: each new build of the plugin has new VMs.
-func (l *ledger) dropOldest() {
-	var oldest vmKey
-	var at time.Time
-	for k, v := range l.vms {
-		if at.IsZero() || v.last.Before(at) {
-			oldest, at = k, v.last
-		}
+// sweep makes room for workers, as each new build of the plugin has new ones: those
+// that are silent are forgotten. It looks at most once a second.
+func (l *ledger) sweep(now time.Time) (room bool) {
+	if now.Sub(l.swept) < time.Second {
+		return false
 	}
-	gone := l.vms[oldest]
-	delete(l.vms, oldest)
-	l.demand = slices.DeleteFunc(l.demand, func(d *demand) bool { return d.vm == gone })
-}
-
-func (l *ledger) forget(now time.Time) {
-	maps.DeleteFunc(l.vms, func(_ vmKey, v *vmState) bool { return now.Sub(v.last) > vmMemory })
-	l.demand = slices.DeleteFunc(l.demand, func(d *demand) bool { return now.Sub(d.vm.last) > vmMemory })
+	l.swept = now
+	silent := func(v *vmState) bool { return now.Sub(v.last) > vmSilence }
+	maps.DeleteFunc(l.vms, func(_ vmKey, v *vmState) bool { return silent(v) })
+	l.demand = slices.DeleteFunc(l.demand, func(d *demand) bool { return silent(d.vm) })
+	return len(l.vms) < maxVMs
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ const windowEnd = int(unsafe.Offsetof(unix.TCPInfo{}.Rcv_wnd) + unsafe.Sizeof(un
 type diag struct {
 	fd      int
 	family  uint8 // of the sockets: those that an IPv6 listener accepts by IPv4 are IPv6's
+	either  bool  // a listener of all addresses, "0.0.0.0" too, is IPv6's, or IPv4's where the host has no IPv6
 	port    uint16
 	netns   uint32
 	seq     uint32
@@ -47,8 +49,8 @@ func openDiag(listen netip.AddrPort, netns uint32) (*diag, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	d := &diag{fd: fd, family: unix.AF_INET6, port: listen.Port(), netns: netns, buf: make([]byte, 64<<10)}
-	if listen.Addr().Is4() {
+	d := &diag{fd: fd, family: unix.AF_INET6, either: listen.Addr().IsUnspecified(), port: listen.Port(), netns: netns, buf: make([]byte, 64<<10)}
+	if listen.Addr().Is4() && !d.either {
 		d.family = unix.AF_INET
 	}
 	if _, _, err := d.read(); err != nil {
@@ -63,7 +65,12 @@ func (d *diag) close() error { return unix.Close(d.fd) }
 
 func (d *diag) read() ([]record, Fields, error) {
 	d.known = Listening | Connected | Windows
-	if err := d.dump(unix.IPPROTO_TCP, 1<<(diagInfo-1)|1<<(diagMemory-1)); err != nil {
+	err := d.dump(unix.IPPROTO_TCP, 1<<(diagInfo-1)|1<<(diagMemory-1))
+	if d.either && (err != nil || !slices.ContainsFunc(d.records, func(r record) bool { return r.State == listening })) {
+		d.family = unix.AF_INET + unix.AF_INET6 - d.family
+		err = d.dump(unix.IPPROTO_TCP, 1<<(diagInfo-1)|1<<(diagMemory-1))
+	}
+	if err != nil {
 		return nil, 0, err
 	}
 	return d.records, d.known, nil

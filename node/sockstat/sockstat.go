@@ -232,7 +232,7 @@ func (s *Sampler) Sample() (Snapshot, error) {
 		s.drop()
 		s.choose(now, "")
 	}
-	return Snapshot{Backend: None, Time: time.Now()}, replaced(failures, None)
+	return s.table.grown(time.Now()), replaced(failures, None)
 }
 
 func replaced(failures []error, by string) error {

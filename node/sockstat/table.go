@@ -173,6 +173,19 @@ func (t *table) fold(now time.Time, records []record) Snapshot {
 	return s
 }
 
+// grown is a sample without records, as there is nobody to read them: what had been
+// counted stays.
+func (t *table) grown(now time.Time) Snapshot {
+	s := Snapshot{Backend: None, Time: now, Total: t.total}
+	s.Total.reset()
+	s.Listener.Drops = t.drops
+	for _, p := range t.sorted {
+		p.reset()
+		s.Peers = append(s.Peers, p.Peer)
+	}
+	return s
+}
+
 // add remembers a socket. What it counted before the first sample is not ours.
 func (t *table) add(at time.Duration, r *record, first bool) *conn {
 	c := &conn{cookie: r.Cookie, since: at}

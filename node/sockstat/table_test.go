@@ -117,6 +117,16 @@ func TestCounters(t *testing.T) {
 		t.Errorf("second sample (-want +got)\n%s", d)
 	}
 
+	s = tab.grown(start.Add(2 * poll))
+	want = Snapshot{Backend: None, Time: start.Add(2 * poll), Listener: Listener{Drops: 1}, Total: Counters{ZeroWindows: 1, Received: 110, Retransmits: 2, Drops: 1},
+		Peers: []Peer{
+			{Address: netip.MustParseAddr("192.0.2.1"), Counters: Counters{Received: 110, Retransmits: 2}},
+			{Address: netip.MustParseAddr("192.0.2.2"), Counters: Counters{ZeroWindows: 1, Drops: 1}},
+		}}
+	if d := cmp.Diff(want, s, equal); d != "" {
+		t.Errorf("with nobody to read (-want +got)\n%s", d)
+	}
+
 	s = tab.fold(start.Add(2*poll), nil)
 	if s.Total.Received != 110 || s.Total.Connections != 0 || len(s.Peers) != 2 {
 		t.Errorf("without connections: %+v", s)
