@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"net"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
@@ -50,8 +52,8 @@ type loadSource struct {
 	measured time.Time
 }
 
-// report gives the load now; for one goroutine at a time.
-func (s *loadSource) report() load.Report {
+// report gives the load now; for one goroutine at a time. It is always known.
+func (s *loadSource) report() (load.Report, error) {
 	r := load.Report{
 		Node: s.name, Epoch: s.epoch, Uptime: time.Since(s.started),
 		Queue:    s.ring.Age(time.Now()),
@@ -62,7 +64,7 @@ func (s *loadSource) report() load.Report {
 	for _, fill := range s.fill {
 		fill(&r)
 	}
-	return r
+	return r, nil
 }
 
 // demands lists what either transport tells of the demand at gateways.
@@ -81,6 +83,11 @@ func (s *loadSource) measure(count uint64, now time.Time) float64 {
 	return s.rate
 }
 
+// loadSource makes what the node tells of its load.
+func (n *node) loadSource() *loadSource {
+	return &loadSource{name: n.cfg.name, epoch: rand.Uint64(), started: n.meter.started, ring: n.analysis.ring, count: n.analysis.analysed.Load, demands: n.demands, fill: []func(*load.Report){n.meter.fill, n.sockets.fill}}
+}
+
 // orcaServer serves load reports.
 type orcaServer struct {
 	service  *orca.Server
@@ -89,39 +96,45 @@ type orcaServer struct {
 	certs    *certs.Certificates // nil: plain text
 }
 
+// orcaConfig is what openORCA needs.
+type orcaConfig struct {
+	address  string
+	tls      orcaServerFlags
+	report   func() (load.Report, error)
+	registry *prometheus.Registry
+	logger   *slog.Logger
+}
+
 // openORCA makes the server of load reports; without certificates its address
 // must be loopback.
-func (n *node) openORCA(ctx context.Context) (err error) {
-	f, s := n.cfg.orcaTLS, &orcaServer{}
+func openORCA(ctx context.Context, cfg orcaConfig) (_ *orcaServer, err error) {
+	f, s := cfg.tls, &orcaServer{}
 	var options []grpc.ServerOption
 	switch {
 	case f.cert != "" && f.key != "" && f.clientCA != "":
-		s.certs, err = certs.New(certs.Config{CertFile: f.cert, KeyFile: f.key, ClientCAFile: f.clientCA, Logger: n.cfg.logger})
+		s.certs, err = certs.New(certs.Config{CertFile: f.cert, KeyFile: f.key, ClientCAFile: f.clientCA, Logger: cfg.logger})
 		if err != nil {
-			return fmt.Errorf("--node-orca-cert, --node-orca-key, --node-orca-client-ca: %w", err)
+			return nil, fmt.Errorf("--node-orca-cert, --node-orca-key, --node-orca-client-ca: %w", err)
 		}
 		options = append(options, grpc.Creds(credentials.NewTLS(s.certs.ServerConfig())))
 	case f.cert+f.key+f.clientCA != "":
-		return errors.New("--node-orca-cert, --node-orca-key, --node-orca-client-ca: all three are needed")
+		return nil, errors.New("--node-orca-cert, --node-orca-key, --node-orca-client-ca: all three are needed")
 	default:
-		if err := localweb.RequireLoopback("--node-orca", n.cfg.orca); err != nil {
-			return fmt.Errorf("%w; or give it --node-orca-cert, --node-orca-key and --node-orca-client-ca", err)
+		if err := localweb.RequireLoopback("--node-orca", cfg.address); err != nil {
+			return nil, fmt.Errorf("%w; or give it --node-orca-cert, --node-orca-key and --node-orca-client-ca", err)
 		}
 	}
-	source := &loadSource{name: n.cfg.name, epoch: rand.Uint64(), started: n.meter.started, ring: n.analysis.ring, count: n.analysis.analysed.Load, demands: n.demands, fill: []func(*load.Report){n.meter.fill, n.sockets.fill}}
-	s.service, err = orca.New(orca.Config{Report: source.report, Certified: s.certs != nil, Logger: n.cfg.logger, Registerer: n.registry})
+	s.service, err = orca.New(orca.Config{Report: cfg.report, Certified: s.certs != nil, Logger: cfg.logger, Registerer: cfg.registry})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.grpc = orca.NewGRPCServer(options...)
 	s.service.Register(s.grpc)
-	if s.listener, err = listenLocal(ctx, "load reports", n.cfg.orca); err != nil {
-		return err
+	if s.listener, err = listenLocal(ctx, "load reports", cfg.address); err != nil {
+		return nil, err
 	}
 	s.listener = netutil.LimitListener(s.listener, maxORCAConnections)
-	n.closers = append(n.closers, s.listener.Close)
-	n.orca = s
-	return nil
+	return s, nil
 }
 
 func (s *orcaServer) run(ctx context.Context) error {

@@ -21,8 +21,8 @@ func TestLoadSource(t *testing.T) {
 	if _, ok := ring.Pop(context.Background()); !ok {
 		t.Fatal("nothing is in the ring")
 	}
-	r := s.report()
-	if r.Node != "n" || r.Epoch != 7 || r.Uptime < time.Minute || r.Kernel != time.Second || r.Queue < 100*time.Millisecond || r.Analysed != 500 ||
+	r, err := s.report()
+	if err != nil || r.Node != "n" || r.Epoch != 7 || r.Uptime < time.Minute || r.Kernel != time.Second || r.Queue < 100*time.Millisecond || r.Analysed != 500 ||
 		r.Priority != 1 || r.Overflown != 1 || len(r.Demands) != 1 || r.Sockets.Backend != "ebpf" {
 		t.Errorf("report %+v", r)
 	}

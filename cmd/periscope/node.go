@@ -113,7 +113,7 @@ periscope console shows what it has stored.`,
 	orca.add(cmd.Flags())
 	cmd.Flags().StringVar(&name, "name", hostname(), "name of this node, as the control plane shows it")
 	cmd.Flags().StringVar(&dataDir, "data", o.stateDir(), "directory for the store")
-	cmd.AddCommand(newNodeBPF(o))
+	cmd.AddCommand(newNodeBPF(o), newNodeWatch(o))
 	return cmd
 }
 
@@ -235,23 +235,27 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	}
 	n.analysis.kernel = func() time.Duration { return n.meter.level.Load().Kernel }
 	n.meter.workers, n.meter.worked = n.cfg.workers, n.analysis.work.worked
-	n.meter.kernel = func() time.Duration { return n.sockets.sample() }
+	n.meter.kernel = func() (time.Duration, bool) { return n.sockets.sample() }
 	n.meter.urge = func() { n.orca.service.Urge() }
 	// [2] Late: who connects before that is served waits, and gateways would
 	// fill up what they may have under way.
 	listen := cmp.Or(cfg.insecureListen, cfg.listen)
-	if err := n.openSockets(listen); err != nil {
+	n.sockets, err = openSockets(listen, sockstat.Config{Backends: cfg.sockets, Pin: cfg.bpfPin})
+	if err != nil {
 		return nil, err
 	}
+	n.closers = append(n.closers, n.sockets.close)
 	n.listener, err = ingest.Listen(ctx, listen, cfg.insecureListen != "", n.sockets.conns.Listener)
 	if err != nil {
 		return nil, err
 	}
 	n.closers = append(n.closers, n.listener.Close)
 	// [10]
-	if err := n.openORCA(ctx); err != nil {
+	n.orca, err = openORCA(ctx, orcaConfig{address: cfg.orca, tls: cfg.orcaTLS, report: n.loadSource().report, registry: n.registry, logger: cfg.logger})
+	if err != nil {
 		return nil, err
 	}
+	n.closers = append(n.closers, n.orca.listener.Close)
 	// [8]
 	if err := localweb.RequireLoopback("--node-admin", cfg.admin); err != nil {
 		return nil, err
@@ -338,7 +342,7 @@ func (n *node) openReporter() error {
 
 func (n *node) run(ctx context.Context) error {
 	n.cfg.logger.Info("node started", "mirrored_traffic", n.listener.Addr().String(), "admin", n.admin.Addr().String(), "orca", n.orca.listener.Addr().String(), "workers", n.cfg.workers, "store", storePath(n.cfg.dataDir))
-	n.reportSockets()
+	n.sockets.log(n.cfg.logger)
 	// The writer outlives analysis: what was detected is stored.
 	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
 	writer, group := new(errgroup.Group), new(errgroup.Group)

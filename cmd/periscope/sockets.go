@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -21,49 +22,50 @@ type sockets struct {
 	fault string // of the last sample
 }
 
-// openSockets opens the sampler before the listener: what is opened later, eBPF
-// sees from its first byte on.
-func (n *node) openSockets(address string) error {
-	n.sockets = &sockets{}
+// openSockets opens the sampler, in the node before the listener: what is opened
+// later, eBPF sees from its first byte on. c has what address and process don't tell.
+func openSockets(address string, c sockstat.Config) (*sockets, error) {
+	s := &sockets{}
 	tcp, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		return fmt.Errorf("listen for mirrored traffic: %w", err)
+		return nil, fmt.Errorf("listen for mirrored traffic: %w", err)
 	}
 	ip, ok := netip.AddrFromSlice(tcp.IP)
 	if !ok {
 		ip = netip.IPv6Unspecified()
 	}
-	if tcp.Port == 0 || len(n.cfg.sockets) == 0 {
-		return nil // an address that nobody knows, as in tests; or nothing is wanted
+	if tcp.Port == 0 || len(c.Backends) == 0 {
+		return s, nil // an address that nobody knows, as in tests; or nothing is wanted
 	}
-	s, err := sockstat.Open(sockstat.Config{
-		Listen: netip.AddrPortFrom(ip.Unmap(), uint16(tcp.Port)), Pin: n.cfg.bpfPin, Conns: &n.sockets.conns, Version: version, Backends: n.cfg.sockets,
-	})
-	if err != nil {
-		return err
-	}
-	n.sockets.sampler = s
-	n.closers = append(n.closers, s.Close)
-	return nil
+	c.Listen, c.Conns, c.Version = netip.AddrPortFrom(ip.Unmap(), uint16(tcp.Port)), &s.conns, version
+	s.sampler, err = sockstat.Open(c)
+	return s, err
 }
 
-// report says which back end counts, and why no better one.
-func (n *node) reportSockets() {
-	s := n.sockets.sampler
-	if s == nil {
-		n.cfg.logger.Info("sockets are not watched: only what has been read tells of overload")
+func (s *sockets) close() error {
+	if s.sampler == nil {
+		return nil
+	}
+	return s.sampler.Close()
+}
+
+// log says which back end counts, and why no better one.
+func (s *sockets) log(logger *slog.Logger) {
+	if s.sampler == nil {
+		logger.Info("sockets are not watched: only what has been read tells of overload")
 		return
 	}
-	n.cfg.logger.Info("sockets are watched", "backend", s.Backend())
-	for _, r := range s.Refusals() {
-		n.cfg.logger.Info("sockets can't be watched by a better back end", "backend", r.Backend, "reason", r.Reason)
+	logger.Info("sockets are watched", "backend", s.sampler.Backend())
+	for _, r := range s.sampler.Refusals() {
+		logger.Info("sockets can't be watched by a better back end", "backend", r.Backend, "reason", r.Reason)
 	}
 }
 
-// sample gives how long the oldest bytes have waited in a socket.
-func (s *sockets) sample() time.Duration {
+// sample gives how long the oldest bytes have waited in a socket, if that can be
+// known.
+func (s *sockets) sample() (age time.Duration, known bool) {
 	if s == nil || s.sampler == nil {
-		return 0
+		return 0, false
 	}
 	now, err := s.sampler.Sample()
 	s.mu.Lock()
@@ -74,9 +76,9 @@ func (s *sockets) sample() time.Duration {
 	}
 	s.last = now
 	if now.Known&sockstat.Connected == 0 {
-		return 0
+		return 0, false
 	}
-	return now.Total.Age
+	return now.Total.Age, true
 }
 
 // fill puts the counters into a load report.

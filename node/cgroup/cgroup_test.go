@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -131,5 +132,23 @@ func TestCPUUnknown(t *testing.T) {
 	}
 	if _, err := (Host{}).CPU(); err != nil {
 		t.Errorf("of this host: %v", err)
+	}
+}
+
+// The mean over the CPUs that the process may use; and what may be missing.
+func TestIdle(t *testing.T) {
+	stat := "cpu  1 2 3 4000 5\ncpu0 1 0 3 1000 5 0\ncpu1 1 2 3 3000 5 0\ncpu999 1 2 3 77777 5\nintr 1 2 3\ncpu2 1 2 3 9\n"
+	got, err := tree(t, map[string]string{"proc/stat": stat}).Idle()
+	if err != nil || got != 20*time.Second && got != 10*time.Second { // of a machine with one CPU
+		t.Errorf("%v %v", got, err)
+	}
+	for _, text := range []string{"", "intr 1\n", "cpu  1 2 3 4\ncpu999 1 2 3 4\n", "cpu0 1 2 3\ncpu0 1 2 3 x\ncpu0 1 2 3 -4\n"} {
+		if got, err := tree(t, map[string]string{"proc/stat": text}).Idle(); err == nil {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+	before, err := Host{}.Idle()
+	if err != nil || before <= 0 {
+		t.Fatal(before, err)
 	}
 }

@@ -50,8 +50,9 @@ const (
 // Config is what New needs.
 type Config struct {
 	// Report gives the load; it is called up to a hundred times a second, by one
-	// goroutine at a time, and must not wait.
-	Report func() load.Report
+	// goroutine at a time, and must not wait. An error says why nobody knows it:
+	// streams end by it, with the status Unavailable.
+	Report func() (load.Report, error)
 	// Certified refuses clients that show no certificate which the server has
 	// verified.
 	Certified  bool
@@ -127,6 +128,10 @@ func (s *Server) StreamCoreMetrics(req *service.OrcaLoadReportRequest, stream gr
 	}
 	defer s.leave()
 	err := s.serve(newOutlet(stream, s.stall), intervalOf(req))
+	if unknown := new(unknownError); errors.As(err, &unknown) {
+		s.metrics.ended.WithLabelValues(endUnknown).Inc()
+		return status.Error(codes.Unavailable, err.Error())
+	}
 	if errors.Is(err, errStalled) {
 		s.metrics.ended.WithLabelValues(endStalled).Inc()
 		s.log.Warn("a client that takes no load reports is dropped", "address", addressOf(stream.Context()))
@@ -154,7 +159,11 @@ func (s *Server) serve(out *outlet, interval time.Duration) error {
 	for {
 		// Before the report is made: what becomes urgent meanwhile is not missed.
 		urgent := s.urgency()
-		now, full := s.sample(fresh), told == nil || time.Since(fullAt) >= FullEvery
+		now, err := s.sample(fresh)
+		if err != nil {
+			return &unknownError{err}
+		}
+		full := told == nil || time.Since(fullAt) >= FullEvery
 		if full || !same(told, now) {
 			if err := out.send(s.message(told, now, full)); err != nil {
 				return err
@@ -196,15 +205,22 @@ func (s *Server) message(told, now *load.Report, full bool) *data.OrcaLoadReport
 }
 
 // sample gives a report that was made after a time.
-func (s *Server) sample(after time.Time) *load.Report {
+func (s *Server) sample(after time.Time) (*load.Report, error) {
 	s.sampling.Lock()
 	defer s.sampling.Unlock()
 	if s.last == nil || !s.at.After(after) {
-		at, r := time.Now(), s.config.Report()
+		at := time.Now()
+		r, err := s.config.Report()
+		if err != nil {
+			return nil, err
+		}
 		s.last, s.at = &r, at
 	}
-	return s.last
+	return s.last, nil
 }
+
+// unknownError is of a load that nobody knows.
+type unknownError struct{ error }
 
 // same tells whether nothing has changed that is worth a report: less than a
 // millisecond of delay, and a hundredth of what is measured, is noise.

@@ -2,6 +2,7 @@ package orca
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -33,9 +34,10 @@ type rig struct {
 	server *Server
 	addr   string
 
-	mu    sync.Mutex
-	load  load.Report
-	asked int
+	mu      sync.Mutex
+	load    load.Report
+	unknown error
+	asked   int
 }
 
 func newRig(t *testing.T, change func(*Server)) *rig {
@@ -67,11 +69,11 @@ func newRig(t *testing.T, change func(*Server)) *rig {
 	return r
 }
 
-func (r *rig) report() load.Report {
+func (r *rig) report() (load.Report, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked++
-	return r.load
+	return r.load, r.unknown
 }
 
 func (r *rig) set(change func(*load.Report)) {
@@ -249,6 +251,32 @@ func TestStalledClient(t *testing.T) {
 	if n := r.server.open(); n != 1 {
 		t.Errorf("%d streams are open", n)
 	}
+}
+
+// Who asks for a load that nobody knows hears why, and is told of it once it is known.
+func TestUnknown(t *testing.T) {
+	r := newRig(t, nil)
+	s, _ := r.watch(0)
+	r.next(s)
+	unknown := func(why error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.unknown = why
+	}
+	unknown(errors.New("it is silent"))
+	late, _ := r.watch(0)
+	for _, s := range []grpc.ServerStreamingClient[data.OrcaLoadReport]{s, late} {
+		_, err := s.Recv()
+		if err == nil { // made a moment before
+			_, err = s.Recv()
+		}
+		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "it is silent") {
+			t.Errorf("got %v", err)
+		}
+	}
+	unknown(nil)
+	s, _ = r.watch(0)
+	r.next(s)
 }
 
 func TestRoom(t *testing.T) {

@@ -77,10 +77,10 @@ func serve(t *testing.T, addr string, register func(grpc.ServiceRegistrar), opti
 	return l.Addr().String(), stop
 }
 
-func (n *node) report() load.Report {
+func (n *node) report() (load.Report, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.load
+	return n.load, nil
 }
 
 func (n *node) set(change func(*load.Report)) {

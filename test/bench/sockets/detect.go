@@ -116,7 +116,7 @@ func (b *bench) detect(ctx context.Context, all []scenario, rounds int, until ti
 	}
 	defer func() { err = errors.Join(err, r.close(b)) }()
 	outside := []string{sockstat.EBPF, sockstat.Pinned, sockstat.InetDiag}
-	d := &detection{bench: b, rig: r, order: append(outside, sockstat.InProcess, seriesLevel, seriesKernel, seriesQueue, seriesLag)}
+	d := &detection{bench: b, rig: r, order: append(outside, seriesWatch, sockstat.InProcess, seriesLevel, seriesKernel, seriesQueue, seriesLag)}
 	d.watcher, err = startProcess(ctx, roleWatcher, watcherConfig{Cgroup: r.group.dir, Pin: b.pin, Backends: outside}, b.cpus.sender(), nil, b.progress)
 	if err != nil {
 		return nil, err

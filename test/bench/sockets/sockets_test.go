@@ -194,7 +194,7 @@ func sample() *report {
 	inf := math.Inf(1)
 	same := func(v ...float64) map[string][]float64 {
 		out := map[string][]float64{}
-		for _, name := range append(sockstat.Backends(), seriesLevel, seriesKernel) {
+		for _, name := range append(sockstat.Backends(), seriesWatch, seriesLevel, seriesKernel) {
 			out[name] = v
 		}
 		out[seriesQueue], out[seriesLag] = []float64{inf, inf, inf}, []float64{inf, inf, inf}

@@ -9,11 +9,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/periscope-mesh/periscope/mirror/load"
+	"github.com/periscope-mesh/periscope/node/cgroup"
+	"github.com/periscope-mesh/periscope/node/pressure"
 	"github.com/periscope-mesh/periscope/node/sockstat"
 )
 
-// Series of readings that a node has of itself, besides that of a back end.
+// Series of readings besides those of back ends: the last four a node has of itself.
 const (
+	seriesWatch  = "watch" // what periscope node watch believes, without a word from the node
 	seriesLevel  = "level" // the worst of the next three
 	seriesKernel = "kernel"
 	seriesQueue  = "queue"
@@ -57,12 +61,25 @@ func (r *recorder) fail(err error) {
 }
 
 // sample keeps how long the oldest bytes have waited.
-func (r *recorder) sample(name string, s *sockstat.Sampler) {
+func (r *recorder) sample(name string, s *sockstat.Sampler) time.Duration {
 	got, err := s.Sample()
 	if err != nil {
 		r.fail(err)
 	}
 	r.add(map[string]time.Duration{name: got.Total.Age})
+	return got.Total.Age
+}
+
+// believe keeps how much of an age is believed from outside of the node.
+func (r *recorder) believe(outside *pressure.Outside, age time.Duration) {
+	told := outside.Kernel(time.Duration(now()), age, &load.Report{}, func() time.Duration {
+		idle, err := cgroup.Host{}.Idle()
+		if err != nil {
+			r.fail(err)
+		}
+		return idle
+	})
+	r.add(map[string]time.Duration{seriesWatch: told})
 }
 
 func (r *recorder) take() (readings, error) {
@@ -99,7 +116,14 @@ func watcherMain(in io.Reader, out io.Writer) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		tasks.Go(func() { each(ctx, func() { kept.sample(name, s) }) })
+		var outside pressure.Outside
+		tasks.Go(func() {
+			each(ctx, func() {
+				if age := kept.sample(name, s); name == sockstat.EBPF {
+					kept.believe(&outside, age)
+				}
+			})
+		})
 	}
 	return converse(lines, out, func(r nodeRequest) (any, error) {
 		if r.Op != opTake {
