@@ -51,6 +51,7 @@ func inline(name, way string, times float64) scenario {
 // Steps that have goals of their own.
 const (
 	quotaCut    = "CPU quota cut to 10 %"
+	standstill  = "SIGSTOP for 300 ms"
 	slowWorkers = "workers ×10 slower"
 )
 
@@ -62,7 +63,7 @@ func scenarios() []scenario {
 	quota := inline(quotaCut, kept, 0)
 	quota.step = func(_ context.Context, r *rig) error { return r.group.limit(0.1) }
 	quota.undo = func(_ context.Context, r *rig) error { return r.group.limit(0) }
-	stopped := inline("SIGSTOP for 300 ms", kept, 0)
+	stopped := inline(standstill, kept, 0)
 	stopped.step = func(_ context.Context, r *rig) error {
 		if err := r.node.signal(unix.SIGSTOP); err != nil {
 			return err
@@ -170,7 +171,7 @@ func (d *detection) run(ctx context.Context, s scenario, rounds int, until time.
 			seen, err = d.step(ctx, s, sender, before, after)
 		}
 		if errors.Is(err, errBusy) {
-			if out.disturbed++; out.disturbed > rounds {
+			if out.disturbed++; out.disturbed > 4*rounds {
 				break // what there is must do
 			}
 			continue
@@ -201,20 +202,21 @@ func inOrder(order []string, seen map[string]float64) string {
 // capacity is what the node takes in a second, at most, with all its work done while
 // reading: else it would read more than it can analyse. Analysis, which is nothing
 // then, must not be what is counted: where all want to read, it gets a turn each 400 ms.
+// So would whoever asks: that is done before and after.
 func (d *detection) capacity(ctx context.Context, w work, s *sender) (float64, error) {
 	s.rate.Store(0)
 	if _, err := d.rig.ask(ctx, nodeRequest{Op: opWork, Work: work{Reading: w.Reading + w.Analysis}}); err != nil {
 		return 0, err
 	}
-	saturated := make(chan error, 1)
-	go func() { saturated <- s.saturate(600 * time.Millisecond) }()
-	time.Sleep(200 * time.Millisecond)
+	if err := s.saturate(200 * time.Millisecond); err != nil { // connections are opened
+		return 0, err
+	}
 	before, err := d.rig.ask(ctx, nodeRequest{Op: opCount})
 	from := now()
-	time.Sleep(300 * time.Millisecond)
-	after, err2 := d.rig.ask(ctx, nodeRequest{Op: opCount})
+	saturated := s.saturate(400 * time.Millisecond)
 	elapsed := time.Duration(now() - from)
-	if err := errors.Join(err, err2, <-saturated); err != nil {
+	after, err2 := d.rig.ask(ctx, nodeRequest{Op: opCount})
+	if err := errors.Join(err, err2, saturated); err != nil {
 		return 0, err
 	}
 	return float64(after.Received-before.Received) / elapsed.Seconds(), nil

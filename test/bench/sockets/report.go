@@ -187,6 +187,10 @@ func (r *report) writeSteps(b *strings.Builder) {
 		}
 		fmt.Fprintf(b, "| %s | %s |", d.scenario, capacity)
 		for _, name := range append(sockstat.Backends(), seriesWatch, seriesLevel) {
+			if name == seriesWatch && d.scenario != quotaCut && d.scenario != standstill {
+				b.WriteString(" |") // it goes by what the node tells as well, which is nothing here
+				continue
+			}
 			fmt.Fprintf(b, " %s |", d.cell(name))
 		}
 		fmt.Fprintf(b, " %s |\n", d.told())
@@ -194,7 +198,7 @@ func (r *report) writeSteps(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "\nMedians of %d steps; in brackets, in how many of them it was seen at all, if not in all; –: never. Samples are taken every %v. "+
 		"The node has one CPU; the first three sample from a process outside its control group, the next and the level are in the node. "+
-		"`periscope node watch` is what that one believes of the age by `ebpf`, without a word from the node; with what a node tells it believes more. "+
+		"`periscope node watch` is what that one believes of the age by `ebpf` while the node, which stands still then, tells nothing. "+
 		"The level is the worst of the kernel's age (by `ebpf`), the queue's delay and batches' lag; “told by” is which of them was late first. "+
 		"Demand is half of the capacity, measured before each step, at random times; from the step on, as many times the capacity as the row says. "+
 		"“Inline”: 1 ms of CPU time while a batch is read; “of analysis”: after the queue. Workers that get slower wait, for 1 ms, then for 10 ms, and use no CPU time. "+
