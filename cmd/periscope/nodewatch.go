@@ -45,9 +45,9 @@ func newNodeWatch(o *options) *cobra.Command {
 		Long: `Tell control planes of a node's load in its place, from a process with CPU time of its own.
 
 A node that is stopped, or that its CPU quota holds up, can't tell of it. This
-command counts what waits in the node's sockets, adds that to what the node tells
-(start it with --node-orca 127.0.0.1:9092), and serves it where control planes ask.
-Start it in the node's network namespace, and outside of its control group.`,
+command counts what waits in the node's sockets, puts that into what the node tells,
+and serves it where control planes ask. Start the node with --node-orca
+127.0.0.1:9092, and this in its network namespace, outside of its control group.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			logger, err := o.logger()
@@ -125,6 +125,9 @@ func openNodeWatch(ctx context.Context, f nodeWatchFlags, logger *slog.Logger) (
 		return nil, err
 	}
 	w.closers = append(w.closers, w.sockets.close)
+	if w.sockets.sampler == nil {
+		return nil, fmt.Errorf("--node-listen: %q has no port", f.listen)
+	}
 	// [3]
 	w.orca, err = openORCA(ctx, orcaConfig{address: f.orca, tls: f.orcaTLS, report: w.report, registry: w.registry, logger: logger})
 	if err != nil {
