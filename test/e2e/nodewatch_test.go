@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,6 +79,7 @@ func TestNodeWatch(t *testing.T) {
 		}
 	}
 	signal(syscall.SIGSTOP)
+	envoytest.Eventually(t, 10*time.Second, "every thread has stopped", func() bool { return stopped(t, node.cmd.Process.Pid) })
 	c, err := net.Dial("tcp", m.nodeListen)
 	if err != nil {
 		t.Fatal(err)
@@ -94,4 +99,19 @@ func TestNodeWatch(t *testing.T) {
 	await(5*time.Second, "nothing is told of a node that is gone", silent)
 	startNode()
 	await(15*time.Second, "another reports", func(n toldOfNode) bool { return healthy(n) && n.Restarts == 1 })
+}
+
+// stopped tells whether all threads of a process stand still: a signal takes a while
+// where CPUs are busy. See proc_pid_stat(5).
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	return !slices.ContainsFunc(files, func(f string) bool {
+		text, err := os.ReadFile(f)
+		_, state, _ := strings.Cut(string(text), ") ")
+		return err == nil && !strings.HasPrefix(state, "T")
+	})
 }
