@@ -20,6 +20,8 @@ BENCH_ARGS ?=
 # Linux kernels of make test-kernels; +confidentiality: locked down.
 KERNELS ?= 5.10 5.10+confidentiality 6.1 6.12 6.12+confidentiality
 CONFORMANCE_ARGS ?=
+# Packages whose tests run beside no others: they have promises of time to keep.
+ALONE := ./test/bench/step ./test/bench/gateway ./test/conformance ./test/e2e
 
 .PHONY: help
 help: ## list the targets
@@ -47,8 +49,8 @@ run: envoy build ## start everything: gateway on :8080 and :8443, console on :80
 .PHONY: test
 test: tools browser clang build ## run every test, with the real Envoy and a real browser
 	@[[ -n "$(RACE)" ]] || echo "no C compiler: testing without the race detector (Debian, as root: apt-get install gcc)" >&2
-	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) $$(go list ./... | grep -vE '/test/(conformance|e2e|bench/step|bench/gateway)$$')
-	REQUIRE_REAL=1 go test -p 1 $(RACE) -timeout 20m $(TEST_ARGS) ./test/bench/step ./test/bench/gateway ./test/conformance ./test/e2e # alone: they have promises of time to keep
+	REQUIRE_REAL=1 go test $(RACE) -timeout 20m $(TEST_ARGS) $$(go list ./... | grep -vxF "$$(go list $(ALONE))")
+	REQUIRE_REAL=1 go test -p 1 $(RACE) -timeout 20m $(TEST_ARGS) $(ALONE)
 
 .PHONY: conformance
 conformance: envoy ## either transport against what client and upstream saw, at length (CONFORMANCE_ARGS='-conformance.seed=N …')

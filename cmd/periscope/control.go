@@ -413,10 +413,4 @@ func (c *control) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-func (c *control) close() {
-	for i := len(c.closers) - 1; i >= 0; i-- {
-		if err := c.closers[i](); err != nil && !errors.Is(err, net.ErrClosed) {
-			c.cfg.logger.Debug("close", "error", err)
-		}
-	}
-}
+func (c *control) close() { closeAll(c.closers, c.cfg.logger) }

@@ -235,7 +235,7 @@ func openNode(ctx context.Context, cfg nodeConfig) (_ *node, err error) {
 	}
 	n.analysis.kernel = func() time.Duration { return n.meter.level.Load().Kernel }
 	n.meter.workers, n.meter.worked = n.cfg.workers, n.analysis.work.worked
-	n.meter.kernel = func() (time.Duration, bool) { return n.sockets.sample() }
+	n.meter.kernel = func() time.Duration { age, _ := n.sockets.sample(); return age }
 	n.meter.urge = func() { n.orca.service.Urge() }
 	// [2] Late: who connects before that is served waits, and gateways would
 	// fill up what they may have under way.
@@ -365,13 +365,7 @@ func (n *node) run(ctx context.Context) error {
 	return errors.Join(err, writer.Wait())
 }
 
-func (n *node) close() {
-	for i := len(n.closers) - 1; i >= 0; i-- {
-		if err := n.closers[i](); err != nil && !errors.Is(err, net.ErrClosed) {
-			n.cfg.logger.Debug("close", "error", err)
-		}
-	}
-}
+func (n *node) close() { closeAll(n.closers, n.cfg.logger) }
 
 // ingestState is /debug/ingestz.
 type ingestState struct {

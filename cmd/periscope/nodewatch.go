@@ -96,7 +96,8 @@ type nodeWatch struct {
 	mu     sync.Mutex
 	kernel time.Duration // as far as it is believed
 	known  bool
-	last   load.Report // told last; its demands are not kept
+	epoch  uint64        // of the last report
+	uptime time.Duration // in it
 }
 
 func openNodeWatch(ctx context.Context, f nodeWatchFlags, logger *slog.Logger) (_ *nodeWatch, err error) {
@@ -179,13 +180,7 @@ func (w *nodeWatch) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-func (w *nodeWatch) close() {
-	for _, f := range slices.Backward(w.closers) {
-		if err := f(); err != nil && !errors.Is(err, net.ErrClosed) {
-			w.log.Debug("close", "error", err)
-		}
-	}
-}
+func (w *nodeWatch) close() { closeAll(w.closers, w.log) }
 
 // sample looks at the node's sockets until the context ends, and has control planes
 // told at once when the node gets late.
@@ -243,15 +238,14 @@ func (w *nodeWatch) report() (load.Report, error) {
 	r.Uptime += time.Since(n.ReceivedAt)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if r.Epoch == w.last.Epoch {
-		r.Uptime = max(r.Uptime, w.last.Uptime) // the next report may have been quicker
+	if r.Epoch == w.epoch {
+		r.Uptime = max(r.Uptime, w.uptime) // the next report may have been quicker
 	}
+	w.epoch, w.uptime = r.Epoch, r.Uptime
 	if w.known {
 		r.Kernel = w.kernel
 		w.sockets.fill(&r)
 	}
-	w.last = r
-	w.last.Demands = nil
 	return r, nil
 }
 

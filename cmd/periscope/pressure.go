@@ -35,9 +35,9 @@ type meter struct {
 	started time.Time
 	counts  func() (analysed, discarded uint64)
 	workers int
-	worked  func() time.Duration                   // what they did, summed up
-	kernel  func() (age time.Duration, known bool) // of the oldest bytes in a socket
-	urge    func()                                 // tells control planes at once
+	worked  func() time.Duration // what they did, summed up
+	kernel  func() time.Duration // age of the oldest bytes in a socket
+	urge    func()               // tells control planes at once
 
 	guard pressure.Guard
 	level atomic.Pointer[pressure.Level]
@@ -114,8 +114,7 @@ func (m *meter) run(ctx context.Context) error {
 		if found || changed && now.Sub(lookedAt) >= lookEvery {
 			cpus, lookedAt = cpusOf(quota()), now
 		}
-		age, _ := m.kernel()
-		s := pressure.Sample{At: now.Sub(m.started), Kernel: age, Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: cpus, Worked: m.worked(), Workers: m.workers}
+		s := pressure.Sample{At: now.Sub(m.started), Kernel: m.kernel(), Queue: m.ring.Age(now), Queued: m.ring.Len(), CPU: cpuTime(), CPUs: cpus, Worked: m.worked(), Workers: m.workers}
 		s.Analysed, s.Discarded = m.counts()
 		m.mu.Lock()
 		s.Lag = m.lags.Lag(s.At)

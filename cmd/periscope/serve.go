@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -61,6 +63,16 @@ func serve(ctx context.Context, l net.Listener, s *http.Server) error {
 		return nil
 	}
 	return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+}
+
+// closeAll closes what was opened, the last first. What its server has closed is no
+// error.
+func closeAll(closers []func() error, logger *slog.Logger) {
+	for _, f := range slices.Backward(closers) {
+		if err := f(); err != nil && !errors.Is(err, net.ErrClosed) {
+			logger.Debug("close", "error", err)
+		}
+	}
 }
 
 // beside runs f until what it gives is called, which waits for f's end.

@@ -19,6 +19,7 @@ const (
 
 	diagMessageBytes = 72
 	memoryDrops      = 4 * unix.SK_MEMINFO_DROPS
+	diagWanted       = 1<<(diagInfo-1) | 1<<(diagMemory-1) // of a connection
 )
 
 // windowEnd is how long a TCPInfo is that tells the window: since Linux 6.2.
@@ -65,10 +66,10 @@ func (d *diag) close() error { return unix.Close(d.fd) }
 
 func (d *diag) read() ([]record, Fields, error) {
 	d.known = Listening | Connected | Windows
-	err := d.dump(unix.IPPROTO_TCP, 1<<(diagInfo-1)|1<<(diagMemory-1))
+	err := d.dump(unix.IPPROTO_TCP, diagWanted)
 	if d.either && (err != nil || !slices.ContainsFunc(d.records, func(r record) bool { return r.State == listening })) {
 		d.family = unix.AF_INET + unix.AF_INET6 - d.family
-		err = d.dump(unix.IPPROTO_TCP, 1<<(diagInfo-1)|1<<(diagMemory-1))
+		err = d.dump(unix.IPPROTO_TCP, diagWanted)
 	}
 	if err != nil {
 		return nil, 0, err
